@@ -1,0 +1,344 @@
+"""Model cards: everything about a model except its weights, read from an untrusted `card.json` without torch.
+
+A model is a folder: `card.json` beside one safetensors file. Whatever is wrong with the card becomes a `ModelError`
+whose sentence names the field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError, OutputError
+from ..geometry.labels import Label
+from ..tasks import CancelToken
+from .card_schema import CARD_SCHEMA, FORMAT, FORMAT_VERSION
+
+CARD_NAME = "card.json"
+MAX_CARD_BYTES = 1024 * 1024
+_CHUNK = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is, wants and names.
+
+    spacing: mm along R, A, S. tile: voxels at that spacing. overlap: fraction of a tile shared with its neighbour.
+    windows: one (lo, hi) pair per network input channel, in HU for CT. labels: value = network class, 1…K.
+    weights: {"file", "sha256", "bytes", "dtype"}. folder: where it was read from, None for a card made in memory.
+    """
+
+    id: str
+    version: str
+    title: str
+    modality: str
+    network: dict
+    spacing: tuple[float, float, float]
+    tile: tuple[int, int, int]
+    overlap: float
+    windows: list[list[float]]
+    labels: list[Label]
+    licence: str
+    provenance: str
+    weights: dict
+    description: str = ""
+    intensity_unit: str = "HU"
+    training: dict = field(default_factory=dict)
+    scores: list[dict] = field(default_factory=list)
+    default: bool = False
+    folder: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """`id@version`: names exactly this model everywhere (registry, results, command line)."""
+        return f"{self.id}@{self.version}"
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the weights, hexadecimal."""
+        return self.weights["sha256"]
+
+    @property
+    def weights_path(self) -> Path:
+        """Path of the weights; `ModelError` when it is missing or leads out of the model's folder."""
+        if self.folder is None:
+            raise ModelError(f"Model {self.key} has no folder yet; write it to one before using its weights.")
+        return _inside(self.folder, self.weights["file"], self.key)
+
+    def label(self, id_or_value: str | int) -> Label:
+        """The label with this id or value; `ModelError` with the known ids otherwise."""
+        for label in self.labels:
+            if id_or_value in (label.id, label.value):
+                return label
+        known = ", ".join(label.id for label in self.labels)
+        raise ModelError(f"Model {self.id} has no structure '{id_or_value}'; it knows: {known}.", code="bad-option")
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def read_card(folder: str | os.PathLike) -> ModelCard:
+    """Read and check `folder/card.json`. The weights are not opened (see `verify_weights`).
+
+    Raises ModelError: no card, too large, not JSON, a field that is missing, unknown or out of range.
+    """
+    folder = Path(folder)
+    try:
+        path = _inside(folder, CARD_NAME, folder.name)
+        with open(path, "rb") as stream:
+            raw = stream.read(MAX_CARD_BYTES + 1)
+    except OSError as error:
+        raise ModelError(f"The card of model folder {folder} cannot be read ({error.strerror or error}); "
+                         "check the folder's permissions.") from None
+    return card_from_bytes(raw, folder)
+
+
+def card_from_bytes(raw: bytes, folder: Path | None = None, where: str | None = None) -> ModelCard:
+    """Parse the bytes of a `card.json`; `where` names it in messages (default: the folder)."""
+    where = where or (f"{CARD_NAME} of {folder.name!r}" if folder is not None else CARD_NAME)
+    if len(raw) > MAX_CARD_BYTES:
+        raise ModelError(f"{where} is larger than {MAX_CARD_BYTES // 1024} kB and is not a model card.")
+    try:
+        data = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ModelError(f"{where} is not readable JSON: {_short(reason)}.") from None
+    return card_from_dict(data, folder, where)
+
+
+def card_from_dict(data: Any, folder: Path | None = None, where: str | None = None) -> ModelCard:
+    """Check a card's JSON object and make a `ModelCard` of it. Raises ModelError naming the field."""
+    where = where or (f"{CARD_NAME} of {folder.name!r}" if folder is not None else CARD_NAME)
+    _check(data, where)
+    return ModelCard(
+        id=data["id"], version=data["version"], title=data["title"], description=data.get("description", ""),
+        modality=data["modality"], network=data["network"],
+        spacing=tuple(float(v) for v in data["spacing"]), tile=tuple(int(v) for v in data["tile"]),
+        overlap=float(data["overlap"]), intensity_unit=data["intensity"]["unit"],
+        windows=[[float(low), float(high)] for low, high in data["intensity"]["windows"]],
+        labels=[Label.from_dict(entry) for entry in sorted(data["labels"], key=lambda entry: entry["value"])],
+        licence=data["licence"], provenance=data["provenance"], training=data.get("training", {}),
+        scores=data.get("scores", []), weights=dict(data["weights"]), default=data.get("default", False),
+        folder=folder)
+
+
+def card_to_dict(card: ModelCard) -> dict:
+    """The JSON object of a card; `card_from_dict(card_to_dict(card))` gives the card back."""
+    data = {
+        "format": FORMAT, "format_version": FORMAT_VERSION,
+        "id": card.id, "version": card.version, "title": card.title, "description": card.description,
+        "modality": card.modality, "network": card.network, "spacing": list(card.spacing), "tile": list(card.tile),
+        "overlap": card.overlap,
+        "intensity": {"unit": card.intensity_unit, "windows": [list(window) for window in card.windows]},
+        "labels": [label.to_dict() for label in card.labels],
+        "licence": card.licence, "provenance": card.provenance, "training": card.training, "scores": card.scores,
+        "weights": dict(card.weights),
+    }
+    if card.default:
+        data["default"] = True
+    return data
+
+
+def write_card(card: ModelCard, folder: str | os.PathLike) -> Path:
+    """Check the card and write it to `folder/card.json`, whole or not at all. Returns the file's path."""
+    data = card_to_dict(card)
+    _check(data, f"the card of {card.id!r}")
+    path = Path(folder) / CARD_NAME
+    temporary = path.with_name(f".{CARD_NAME}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+            json.dump(data, stream, indent=2, ensure_ascii=False, allow_nan=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except (OSError, ValueError, TypeError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"The model card {path} could not be written ({_short(str(error))}); "
+                          "nothing was changed.") from None
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------- weights
+
+
+def describe_weights(path: str | os.PathLike, dtype: str) -> dict:
+    """The card's "weights" entry for an existing file: name, SHA-256, size in bytes, stored number type."""
+    path = Path(path)
+    return {"file": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size, "dtype": dtype}
+
+
+def file_sha256(path: str | os.PathLike, cancel: CancelToken | None = None) -> str:
+    """SHA-256 of a file, read in pieces so that a large one costs no memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            if cancel is not None:
+                cancel.check()
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify_weights(card: ModelCard, cancel: CancelToken | None = None) -> Path:
+    """Check that the weights are the very bytes the card was written for; returns their path.
+
+    Raises ModelError when the file is missing, of another size or altered.
+    """
+    path = card.weights_path
+    try:
+        size = path.stat().st_size
+        if size != card.weights["bytes"]:
+            raise ModelError(f"The weights of model {card.key} have {size} bytes instead of {card.weights['bytes']}; "
+                             "the copy is incomplete or altered, so get the model again from where it came.")
+        if file_sha256(path, cancel) != card.weights["sha256"]:
+            raise ModelError(f"The weights of model {card.key} do not match the checksum on its card; they were "
+                             "altered or damaged, so get the model again from where it came.")
+    except OSError as error:
+        raise ModelError(f"The weights of model {card.key} cannot be read ({error.strerror or error}); "
+                         f"check {path}.") from None
+    return path
+
+
+def _inside(folder: Path, name: str, model: str) -> Path:
+    """`folder/name` if it is a plain file that really lies in the folder (links leading out are refused)."""
+    path = folder / name
+    if leads_outside(name) or path.resolve().parent != folder.resolve():
+        raise ModelError(f"Model {model} names a file outside its own folder ({_short(name)}), which no model may do; "
+                         "do not use it, and ask its author for a proper copy.")
+    if not path.is_file():
+        raise ModelError(f"Model {model} has no file {name}; copy it into {folder} or get the model again.")
+    return path
+
+
+def leads_outside(name: str) -> bool:
+    return any(part in name for part in ("/", "\\", ":", "\0")) or name in ("", ".", "..")
+
+
+# ---------------------------------------------------------------------------------------------------- checking
+
+
+def _check(data: Any, where: str) -> None:
+    """Schema first, then what a schema cannot say. Raises ModelError with one sentence."""
+    if isinstance(data, dict) and data.get("format") == FORMAT:
+        version = data.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ModelError(f"{where} has format version {version}, and this HiEndSeg reads up to {FORMAT_VERSION}; "
+                             "install a newer HiEndSeg to use this model.")
+    for field_name, text in _strings(data, ""):
+        if any((ord(c) < 32 and c not in "\n\t") or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
+            raise ModelError(f"{where}: the text of field {_short(field_name) or 'keys'} holds control characters; "
+                             "a card may hold plain text only.")
+    weights = data.get("weights") if isinstance(data, dict) else None
+    name = weights.get("file") if isinstance(weights, dict) else None
+    if isinstance(name, str) and leads_outside(name):
+        raise ModelError(f"{where}: field weights.file ({_short(name)}) points outside the model's own folder, which no "
+                         "model may do; do not use it, and ask its author for a proper copy.")
+    _check_schema(data, where)
+
+    values = sorted(entry["value"] for entry in data["labels"])
+    if values != list(range(1, len(values) + 1)):
+        raise ModelError(f"{where}: the label values must be 1 to {len(values)} without gap or repetition, and they are "
+                         f"{_short(', '.join(map(str, values)))}.")
+    ids = [entry["id"] for entry in data["labels"]]
+    doubled = sorted({name for name in ids if ids.count(name) > 1})
+    if doubled:
+        raise ModelError(f"{where}: the label id {doubled[0]!r} is used more than once; ids must be unique.")
+    for number, (low, high) in enumerate(data["intensity"]["windows"]):
+        if not low < high:
+            raise ModelError(f"{where}: field intensity.windows[{number}] must go from a lower to a higher value, "
+                             f"and it is [{low}, {high}].")
+    for field_name, value in _loop_counts(data["network"], "network"):
+        if value > 128:
+            raise ModelError(f"{where}: field {field_name} is {value}; a network deeper than 128 is not accepted.")
+
+
+def _loop_counts(value: Any, path: str):
+    """Numbers of blocks or layers in a network configuration, which become loops when it is built."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            here = f"{path}.{key}"
+            if isinstance(entry, int) and any(word in key for word in ("depth", "layers", "blocks", "levels")):
+                yield here, entry
+            yield from _loop_counts(entry, here)
+
+
+def _check_schema(data: Any, where: str) -> None:
+    import jsonschema  # half the import time of this module; a face lists models only when asked
+
+    validator = jsonschema.Draft202012Validator(CARD_SCHEMA)
+    error = jsonschema.exceptions.best_match(validator.iter_errors(data))
+    if error is None:
+        return
+    name = _field(error.absolute_path)
+    at = f"field {name}" if name else "the card"
+    got = _short(json.dumps(error.instance, ensure_ascii=False))
+    rule, limit = error.validator, error.validator_value
+    if rule == "required":
+        missing = next(key for key in limit if key not in error.instance)
+        said = f"field {name + '.' if name else ''}{missing} is missing"
+    elif rule == "additionalProperties":
+        unknown = next(key for key in error.instance if key not in error.schema.get("properties", {}))
+        said = f"{at} has an unknown entry {_short(unknown)!r}"
+    elif rule == "type":
+        said = f"{at} must be of type {' or '.join(limit) if isinstance(limit, list) else limit}, and it is {got}"
+    elif rule in ("minimum", "maximum"):
+        said = f"{at} must be at {'least' if rule == 'minimum' else 'most'} {limit}, and it is {got}"
+    elif rule in ("minItems", "minLength", "maxItems", "maxLength", "maxProperties"):
+        said = f"{at} must have at {'least' if rule.startswith('min') else 'most'} {limit} " \
+               f"{'characters' if rule.endswith('Length') else 'entries'}"
+    elif rule == "enum":
+        said = f"{at} must be one of {', '.join(map(str, limit))}, and it is {got}"
+    elif rule == "const":
+        said = f"{at} must be {limit!r}, and it is {got}"
+    elif rule == "pattern":
+        said = f"{at} is not written as it must be ({got}; allowed is {limit})"
+    else:
+        said = f"{at} is not acceptable ({got})"
+    raise ModelError(f"{where}: {said}; correct the card or get the model again.")
+
+
+def _field(path) -> str:
+    """`labels[2].color[1]` from the path of a schema error."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{_short(part)}"
+    return text
+
+
+def _strings(value: Any, path: str):
+    """Every text in a JSON value with the name of its field, keys included."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield path, key
+            yield from _strings(entry, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _strings(entry, f"{path}[{number}]")
+
+
+def _short(text: str, limit: int = 120) -> str:
+    """Foreign text made fit for one line of a message."""
+    text = re.sub(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+", "?", str(text))
+    return text if len(text) <= limit else text[:limit - 1] + "…"
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return result
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is not a number that JSON allows")
