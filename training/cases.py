@@ -154,6 +154,9 @@ def _spine(folder: Path, image: np.ndarray) -> np.ndarray:
 
 LABELLED = {"ct-abdomen-01": _whole_abdomen, "ct-thorax-01": _thorax, "ct-abdomen-08": _planning,
             "ct-spine-01": _spine}
+# Lowest slice of the 3 mm volume that is above the sacrum, read off the pictures of `training.overlays`; volumes not
+# named here end above the pelvis.
+SACRUM_TOP = {"ct-abdomen-01": 54, "ct-abdomen-07": 52, "ct-abdomen-08": 28, "ct-torso-01": 90}
 WEIGHT = {"ct-abdomen-01": 6.0, "ct-thorax-01": 2.0, "ct-abdomen-08": 2.0, "ct-spine-01": 0.5}
 
 
@@ -173,7 +176,7 @@ def prepare(folder: Path) -> Case:
     voxels, affine = load(folder / "image.nii.gz")
     image, affine = resample(voxels, affine)
     image = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
-    found: Findings = classical(image)
+    found: Findings = classical(image, sacrum_top=SACRUM_TOP.get(name))
     possible = found.possible
     if name in LABELLED:
         possible = combine(LABELLED[name](folder, image), possible)

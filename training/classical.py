@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from scipy import ndimage as ndi
+from scipy.spatial import ConvexHull, QhullError
 
 from HiEndSegLib.geometry.body import body_mask
 from training.structures import ALL_BITS, bit, without
@@ -41,8 +42,18 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def body(hu: np.ndarray) -> np.ndarray:
-    """Patient without table and air, lungs filled."""
-    return body_mask(SimpleNamespace(array=hu, spacing=np.full(3, 3.0), ijk_to_ras=np.diag([3.0, 3.0, 3.0, 1.0])))
+    """Patient without table and air, lungs filled, also where the chest wall is thinner than a voxel."""
+    mask = body_mask(SimpleNamespace(array=hu, spacing=np.full(3, 3.0), ijk_to_ras=np.diag([3.0, 3.0, 3.0, 1.0])))
+    # A slice whose lung leaks out differs from its neighbours: what they agree on is inside.
+    closed = ndi.binary_closing(np.pad(mask, ((0, 0), (0, 0), (4, 4)), mode="edge"), np.ones((1, 1, 9)))[:, :, 4:-4]
+    disk = _ball(3)[:, :, 3:4]
+    closed = ndi.binary_closing(np.pad(closed, ((4, 4), (4, 4), (0, 0))), disk)[4:-4, 4:-4]
+    gaps = np.zeros_like(mask)
+    for k in range(hu.shape[2]):
+        gaps[:, :, k] = ndi.binary_fill_holes(closed[:, :, k])
+    gaps &= ~mask
+    core = ndi.binary_dilation(ndi.binary_opening(gaps, _ball(2)), _ball(2))      # lung, not a skin fold
+    return mask | (core & gaps)
 
 
 @dataclass
@@ -57,16 +68,12 @@ class Lungs:
         return self.left | self.right
 
 
-def _airway(hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _airway(hu: np.ndarray, inside: np.ndarray, middle: float) -> np.ndarray:
     """Trachea and main bronchi: a narrow tube of air near the midline that enters from the top of the volume."""
     air = inside & (hu < -800)
     empty = np.zeros(hu.shape, bool)
-    columns = np.flatnonzero(inside.any((1, 2)))
-    if len(columns) == 0:
-        return empty
-    middle = (columns[0] + columns[-1]) / 2
     seed = None
-    for k in range(hu.shape[2] - 1, max(-1, hu.shape[2] - 25), -1):
+    for k in range(hu.shape[2] - 1, max(-1, hu.shape[2] - 40), -1):
         labels, count = ndi.label(air[:, :, k])
         best = None
         for number in range(1, count + 1):
@@ -100,57 +107,83 @@ def _airway(hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return result
 
 
-def lungs(hu: np.ndarray, inside: np.ndarray) -> Lungs | None:
+def lungs(hu: np.ndarray, inside: np.ndarray, middle: float) -> Lungs | None:
     """Aerated lungs, left and right, or None where no plausible pair is found.
 
-    Air inside the body is split into pieces by opening and watershed; a piece is lung when it is large and not as
-    black and even as bowel gas. The sides are told apart by the body's midline; a piece that spans both sides is cut
-    by a watershed from its far left and far right parts."""
-    aerated = inside & (hu < -500)
-    airway = _airway(hu, inside)
-    near_airway = ndi.binary_dilation(airway, iterations=1) & (hu < -500)
-    candidate = aerated & ~near_airway
+    `middle`: i index of the vertebral column. A piece of air is lung when it is large and not as black and even as
+    gas in stomach or bowel. The two lungs may touch in front of the heart: they are thinned until every large piece
+    lies on one side, then each voxel goes with the nearest piece."""
+    airway = _airway(hu, inside, middle)
+    candidate = inside & (hu < -500) & ~ndi.binary_dilation(airway, iterations=1)
     labels, sizes = _components(ndi.binary_opening(candidate))
     keep = np.zeros(hu.shape, bool)
-    notes = []
-    for number in np.flatnonzero(sizes * VOXEL_ML > 40):
+    for number in np.flatnonzero(sizes * VOXEL_ML > 20):
         piece = labels == number
         deep = ndi.binary_erosion(piece, iterations=1)
-        if deep.sum() < 200:
-            continue
-        values = hu[deep]
-        if np.mean(values < -960) > 0.6:       # gas in stomach or bowel is black and even, lung is not
-            continue
-        keep |= piece
+        if deep.sum() > 100 and np.median(hu[deep]) > -935:
+            keep |= piece
     if keep.sum() * VOXEL_ML < 150:
         return None
     keep = _within(keep, 1.5) & candidate
-    columns = inside.any(2)
-    rows = np.flatnonzero(columns.any(1))
-    middle = (rows[0] + rows[-1]) / 2
     index = np.arange(hu.shape[0])[:, None, None]
-    # One watershed for all pieces: seeds are the deep parts on either side of the midline.
     depth = ndi.distance_transform_edt(keep)
-    markers = np.zeros(hu.shape, np.int32)
-    seeds = depth > min(4.0, 0.5 * depth.max())
-    seed_labels, _ = ndi.label(seeds, _CONNECT)
-    for number, box in enumerate(ndi.find_objects(seed_labels), 1):
-        spot = seed_labels[box] == number
-        centre = box[0].start + np.argwhere(spot)[:, 0].mean()
-        span = (box[0].start, box[0].stop - 1)
-        if span[0] < middle - 6 and span[1] > middle + 6:
-            markers[(seed_labels == number) & (index < middle - 10)] = 1
-            markers[(seed_labels == number) & (index > middle + 10)] = 2
-        else:
-            markers[seed_labels == number] = 1 if centre < middle else 2
-    cost = np.clip(255 - depth * 12, 1, 255).astype(np.uint8)
-    markers[~keep & (markers == 0)] = 3
-    split = ndi.watershed_ift(cost, markers.astype(np.int16), _CONNECT)
-    left, right = keep & (split == 1), keep & (split == 2)
-    for name, side in (("left", left), ("right", right)):
-        if side.sum() * VOXEL_ML < 80:
-            notes.append(f"{name} lung too small to be told from gas ({side.sum() * VOXEL_ML:.0f} ml)")
+    sides = np.zeros(hu.shape, np.uint8)
+    for radius in (0, 1, 1.5, 2, 3, 4):
+        labels, sizes = _components(depth > radius)
+        sides[:] = 0
+        clean = True
+        for number in np.flatnonzero(sizes * VOXEL_ML > 10):
+            piece = labels == number
+            share = float((piece & (index < middle)).sum() / piece.sum())
+            clean &= share < 0.2 or share > 0.8
+            sides[piece] = 1 if share > 0.5 else 2
+        if clean:
+            break
+    else:
+        sides = np.where(depth > 4, np.where(index < middle, 1, 2), 0).astype(np.uint8)
+    nearest = ndi.distance_transform_edt(sides == 0, return_distances=False, return_indices=True)
+    sides = np.where(keep, sides[tuple(nearest)], 0)
+    left, right = sides == 1, sides == 2
+    notes = [f"{name} lung {side.sum() * VOXEL_ML:.0f} ml" for name, side in (("left", left), ("right", right))]
     return Lungs(left, right, airway, notes)
+
+
+def _hull(mask: np.ndarray) -> np.ndarray:
+    """Convex hull of a 2D mask, as a mask."""
+    points = np.argwhere(mask)
+    if len(points) < 10 or np.ptp(points[:, 0]) < 2 or np.ptp(points[:, 1]) < 2:
+        return mask.copy()
+    try:
+        equations = ConvexHull(points).equations
+    except QhullError:
+        return mask.copy()
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in mask.shape), indexing="ij"), -1)
+    return np.all(grid @ equations[:, :2].T + equations[:, 2] <= 0.5, -1)
+
+
+def viscera(hu: np.ndarray, inside: np.ndarray, spine: np.ndarray, pelvis_top: int) -> np.ndarray:
+    """Where no bone can be: inside the ring of ribs and muscles, before the vertebral column, above the pelvis.
+
+    With lungs in the slice it is their convex hull less a margin, without lungs what lies 30 mm below the surface of
+    the lean body; less a corridor for the vertebrae."""
+    result = np.zeros(hu.shape, bool)
+    air = ndi.binary_opening(inside & (hu < -500) & (hu > -960))
+    lean = ndi.binary_opening(inside & (hu > -40), _ball(1))
+    i, j = np.arange(hu.shape[0])[:, None], np.arange(hu.shape[1])[None, :]
+    for k in range(max(0, pelvis_top), hu.shape[2]):
+        if np.isnan(spine[k, 0]):
+            continue
+        side, front = np.abs(i - spine[k, 0]), j - spine[k, 1]
+        left, right = air[:, :, k] & (i < spine[k, 0] - 5), air[:, :, k] & (i > spine[k, 0] + 5)
+        if min(left.sum(), right.sum()) > 150:
+            inner = ndi.binary_erosion(_hull(air[:, :, k]), iterations=2)
+        elif air[:, :, max(0, k - 5):k + 6].any((0, 1)).mean() > 0 and min(left.sum(), right.sum()) > 20:
+            inner = ndi.binary_erosion(_hull(air[:, :, k] | lean[:, :, k]), iterations=12)
+        else:
+            inner = ndi.binary_erosion(np.pad(_hull(lean[:, :, k]), 1), iterations=10)[1:-1, 1:-1]
+        corridor = ((front < 4) & (side < 15)) | ((front < 17) & (side < 8.5)) | (front < -3)
+        result[:, :, k] = inner & ~corridor
+    return result & inside
 
 
 def contrast_filled(hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -171,48 +204,56 @@ class Bone:
     spine: np.ndarray          # (K, 2): i and j of the vertebral column per slice, NaN where not found
 
 
-def bone(hu: np.ndarray, inside: np.ndarray) -> Bone:
+def bone(hu: np.ndarray, inside: np.ndarray, pelvis_top: int = 0) -> Bone:
     """Dense tissue that belongs to the skeleton, and the region outside of which there is none."""
     bright = contrast_filled(hu, inside)
     dense = inside & (hu > 220) & ~bright
-    labels, sizes = _components(dense)
+    spine = _spine(dense & (hu > 260), inside)
+    soft = viscera(hu, inside, spine, pelvis_top)
+    labels, sizes = _components(dense & ~soft)
     skeleton = np.isin(labels, np.flatnonzero(sizes >= 40))
     # A real bone has some cortex; lone contrast and calcifications in soft tissue are small or even.
-    peak = ndi.maximum(hu, labels, np.arange(len(sizes)))
-    skeleton &= np.isin(labels, np.flatnonzero(np.asarray(peak) > 350))
-    spine = _spine(skeleton, inside)
-    certain = skeleton & (hu > 260)
-    reach = ndi.binary_closing(np.pad(inside & (hu > 200), 6), _ball(5))[6:-6, 6:-6, 6:-6]
-    return Bone(certain, _within(reach, 3), spine)
+    peak = np.asarray(ndi.maximum(hu, labels, np.arange(len(sizes))))
+    skeleton &= np.isin(labels, np.flatnonzero(peak > 350))
+    spine = _spine(skeleton & (hu > 260), inside)
+    soft = viscera(hu, inside, spine, pelvis_top)
+    certain = skeleton & (hu > 260) & ~soft
+    reach = ndi.binary_closing(np.pad(inside & (hu > 200) & ~soft, 6), _ball(5))[6:-6, 6:-6, 6:-6]
+    return Bone(certain, _within(reach, 3) & ~soft, spine)
 
 
 def _spine(skeleton: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Middle of the vertebral column per slice: the densest column of bone near the midline in the back half."""
+    """Middle of the vertebral column per slice, (K, 2): i and j of the vertebral canal's surroundings.
+
+    The densest column of bone in the back half near the midline; a first pass finds the midline of the whole column,
+    the second looks for it only close to that."""
     shape = skeleton.shape
     line = np.full((shape[2], 2), np.nan)
     if not inside.any():
         return line
     rows = np.flatnonzero(inside.any((1, 2)))
-    middle = (rows[0] + rows[-1]) / 2
-    for k in range(shape[2]):
-        section = skeleton[:, :, max(0, k - 4):k + 5].sum(2).astype(np.float32)
-        columns = np.flatnonzero(inside[:, :, k].any(0))
-        if len(columns) < 10:
-            continue
-        front = columns[0] + 0.62 * (columns[-1] - columns[0])
-        section[:, int(front):] = 0
-        section[np.abs(np.arange(shape[0]) - middle) > 22] = 0
-        blurred = ndi.gaussian_filter(section, 5)
-        if blurred.max() <= 0.2:
-            continue
-        line[k] = np.unravel_index(int(blurred.argmax()), blurred.shape)
-    good = np.flatnonzero(~np.isnan(line[:, 0]))
-    if len(good) < 5:
-        return np.full((shape[2], 2), np.nan)
-    for axis in range(2):
-        filled = np.interp(np.arange(shape[2]), good, line[good, axis])
-        filled = ndi.median_filter(filled, min(15, shape[2]), mode="nearest")
-        line[:, axis] = ndi.gaussian_filter1d(filled, 4, mode="nearest")
+    middle = np.full(shape[2], (rows[0] + rows[-1]) / 2)
+    for width in (22, 7):
+        line[:] = np.nan
+        for k in range(shape[2]):
+            section = skeleton[:, :, max(0, k - 4):k + 5].sum(2).astype(np.float32)
+            central = inside[max(0, int(middle[k]) - 3):int(middle[k]) + 4, :, k]
+            columns = np.flatnonzero(central.any(0))
+            if len(columns) < 10:
+                continue
+            section[:, int(columns[0] + 0.5 * (columns[-1] - columns[0])):] = 0
+            section[np.abs(np.arange(shape[0]) - middle[k]) > width] = 0
+            blurred = ndi.gaussian_filter(section, 5)
+            if blurred.max() > 0.2:
+                line[k] = np.unravel_index(int(blurred.argmax()), blurred.shape)
+        good = np.flatnonzero(~np.isnan(line[:, 0]))
+        if len(good) < 5:
+            return np.full((shape[2], 2), np.nan)
+        for axis in range(2):
+            filled = np.interp(np.arange(shape[2]), good, line[good, axis])
+            filled = ndi.median_filter(filled, min(41 if width > 10 else 15, shape[2]), mode="nearest")
+            line[:, axis] = ndi.gaussian_filter1d(filled, 4, mode="nearest")
+        middle = line[:, 0].copy()
     return line
 
 
@@ -241,10 +282,13 @@ def classical(hu: np.ndarray, *, inside: np.ndarray | None = None, sacrum_top: i
     smooth = ndi.gaussian_filter(hu, 0.6)
     low, high = ndi.minimum_filter(smooth, 3), ndi.maximum_filter(smooth, 3)
 
-    found_bone = bone(hu, inside)
+    found_bone = bone(hu, inside, sacrum_top or 0)
     possible[inside & ~found_bone.possible] &= without("vertebrae", "bone")
 
-    found = lungs(hu, inside) if with_lungs else None
+    rows = np.flatnonzero(inside.any((1, 2)))
+    middle = float(np.nanmedian(found_bone.spine[:, 0])) if not np.isnan(found_bone.spine[:, 0]).all() else \
+        float(rows[[0, -1]].mean()) if len(rows) else 0.0
+    found = lungs(hu, inside, middle) if with_lungs else None
     gas = inside & (hu < -400)
     if found is None:
         possible[inside & (low > -150)] &= without("lung_left", "lung_right")
