@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import HiEndSegError, ModelError, OutOfMemoryError, OutputError
 from ..tasks import CancelToken
 from .card import ModelCard, describe_weights, verify_weights, write_card
+from .weights import read_safetensors
 
 Builder = Callable[[Mapping], nn.Module]
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -132,8 +133,7 @@ def _refuse_too_large(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def _read(card: ModelCard, path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as weights:
-        tensors = {name: weights.get_tensor(name) for name in weights.keys()}
+    tensors = read_safetensors(path)
     _check_finite(card, tensors)
     return tensors
 
