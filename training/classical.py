@@ -52,7 +52,8 @@ def body(hu: np.ndarray) -> np.ndarray:
     for k in range(hu.shape[2]):
         gaps[:, :, k] = ndi.binary_fill_holes(closed[:, :, k])
     gaps &= ~mask
-    core = ndi.binary_dilation(ndi.binary_opening(gaps, _ball(2)), _ball(2))      # lung, not a skin fold
+    disk = _ball(2)[:, :, 2:3]
+    core = ndi.binary_dilation(ndi.binary_opening(gaps, disk), disk)      # lung, not a skin fold
     return mask | (core & gaps)
 
 
@@ -70,41 +71,37 @@ class Lungs:
 
 def _airway(hu: np.ndarray, inside: np.ndarray, middle: float) -> np.ndarray:
     """Trachea and main bronchi: a narrow tube of air near the midline that enters from the top of the volume."""
-    air = inside & (hu < -800)
     empty = np.zeros(hu.shape, bool)
-    seed = None
-    for k in range(hu.shape[2] - 1, max(-1, hu.shape[2] - 40), -1):
-        labels, count = ndi.label(air[:, :, k])
-        best = None
+
+    def follow(start: int, spot: np.ndarray, step: int, threshold: float) -> dict[int, np.ndarray]:
+        # Slice by slice, until the tube ends or opens into something wide.
+        found, k = {start: spot}, start + step
+        while 0 <= k < hu.shape[2]:
+            numbers, _ = ndi.label(inside[:, :, k] & (hu[:, :, k] < threshold))
+            touching = np.unique(numbers[ndi.binary_dilation(found[k - step])])
+            pieces = [numbers == number for number in touching if number]
+            current = sum((piece for piece in pieces if piece.sum() <= 80), empty[:, :, 0])
+            if not current.any() or current.sum() > 160:
+                break
+            found[k] = current
+            k += step
+        return found
+
+    for k in range(hu.shape[2] - 1, hu.shape[2] // 3, -1):
+        labels, count = ndi.label(inside[:, :, k] & (hu[:, :, k] < -800))
         for number in range(1, count + 1):
             spot = labels == number
-            area = int(spot.sum())
-            ci, _ = ndi.center_of_mass(spot)
-            if 5 <= area <= 60 and abs(ci - middle) < 12 and (best is None or area > best[0]):
-                best = (area, spot)
-        if best is not None:
-            seed = (k, best[1])
-            break
-    if seed is None:
-        return empty
-    # Follow the tube downwards slice by slice; stop when it opens into a lung.
-    result = empty.copy()
-    k, spot = seed
-    result[:, :, k] = spot
-    previous = spot
-    for k in range(k - 1, -1, -1):
-        labels, count = ndi.label(air[:, :, k] & (hu[:, :, k] < -850))
-        touching = np.unique(labels[ndi.binary_dilation(previous)])
-        current = np.zeros_like(previous)
-        for number in touching[touching > 0]:
-            piece = labels == number
-            if piece.sum() <= 80:
-                current |= piece
-        if not current.any() or current.sum() > 160:
-            break
-        result[:, :, k] = current
-        previous = current
-    return result
+            if not (8 <= spot.sum() <= 60 and abs(ndi.center_of_mass(spot)[0] - middle) < 8):
+                continue
+            track = follow(k, spot, -1, -850)
+            if len(track) < 8:
+                track = follow(k, spot, -1, -800)
+            if len(track) >= 8:
+                result = empty.copy()
+                for index, section in (track | follow(k, spot, 1, -500)).items():
+                    result[:, :, index] = section
+                return result
+    return empty
 
 
 def lungs(hu: np.ndarray, inside: np.ndarray, middle: float) -> Lungs | None:
@@ -116,11 +113,17 @@ def lungs(hu: np.ndarray, inside: np.ndarray, middle: float) -> Lungs | None:
     airway = _airway(hu, inside, middle)
     candidate = inside & (hu < -500) & ~ndi.binary_dilation(airway, iterations=1)
     labels, sizes = _components(ndi.binary_opening(candidate))
+    usual = np.median(hu[labels == int(sizes.argmax())]) if sizes.any() else 0.0
+    if usual > -850:        # stomach or colon gas under a thin diaphragm: far blacker than this person's lung
+        black = ndi.binary_opening(candidate & (ndi.uniform_filter(hu, 3) < -935), _ball(1))
+        candidate &= ~ndi.binary_dilation(black, _ball(2))
+        labels, sizes = _components(ndi.binary_opening(candidate))
     keep = np.zeros(hu.shape, bool)
     for number in np.flatnonzero(sizes * VOXEL_ML > 20):
         piece = labels == number
         deep = ndi.binary_erosion(piece, iterations=1)
-        if deep.sum() > 100 and np.median(hu[deep]) > -935:
+        level = np.median(hu[deep]) if deep.sum() > 100 else -1000.0
+        if level > (-945 if sizes[number] * VOXEL_ML > 100 else usual - 60):
             keep |= piece
     if keep.sum() * VOXEL_ML < 150:
         return None
@@ -197,6 +200,25 @@ def contrast_filled(hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return ndi.binary_dilation(core, iterations=2) & (hu > 130)
 
 
+def bright_blood(hu: np.ndarray, soft: np.ndarray) -> np.ndarray:
+    """Blood with so much contrast that it is as dense as bone; `soft`: where no bone can be.
+
+    Its level is read off the large dense spaces (heart, great vessels) in `soft`; everything of that level that
+    hangs together with them is blood."""
+    smooth = ndi.gaussian_filter(hu.astype(np.float32), 1.0)
+    dense = ndi.binary_opening(soft & (smooth > 200), _ball(2))
+    if dense.sum() * VOXEL_ML < 30:
+        return np.zeros(hu.shape, bool)
+    level = float(np.median(smooth[dense]))
+    if level < 230:
+        return np.zeros(hu.shape, bool)
+    alike = ndi.binary_opening(np.abs(smooth - level) < 0.3 * level, _ball(1))
+    labels, sizes = _components(alike)
+    inner = np.bincount(labels[soft], minlength=len(sizes))
+    core = np.isin(labels, np.flatnonzero((sizes > 30) & (inner > 0.5 * sizes)))
+    return ndi.binary_dilation(core, _ball(2)) & (hu > 130)
+
+
 @dataclass
 class Bone:
     certain: np.ndarray        # bone tissue for certain (vertebra or other)
@@ -210,6 +232,7 @@ def bone(hu: np.ndarray, inside: np.ndarray, pelvis_top: int = 0) -> Bone:
     dense = inside & (hu > 220) & ~bright
     spine = _spine(dense & (hu > 260), inside)
     soft = viscera(hu, inside, spine, pelvis_top)
+    dense &= ~bright_blood(hu, soft)
     labels, sizes = _components(dense & ~soft)
     skeleton = np.isin(labels, np.flatnonzero(sizes >= 40))
     # A real bone has some cortex; lone contrast and calcifications in soft tissue are small or even.
