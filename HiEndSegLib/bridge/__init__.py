@@ -1,0 +1,7 @@
+"""Between MRML nodes and `Volume`: the same code in desktop Slicer and on the slicer-core wheel.
+
+scene.py: what both homes need done once, and checks of nodes a person chose. volumes.py: volume nodes, points, boxes.
+layers.py: a segmentation's shared images on a volume's lattice. segmentations.py: results into segmentation nodes.
+corrections.py: what a person changed. Imports `slicer`, `vtk` and floor 0 only; the scene is always an argument or
+taken from a node. VTK is not thread-safe: call everything here from the main thread.
+"""
