@@ -103,8 +103,8 @@ def _whole_abdomen(folder: Path, image: np.ndarray) -> np.ndarray:
     def read(stem: str) -> np.ndarray:
         legend = _legend(folder / f"{stem}.json")
         meaning = {value: bit(structure_of(name)) for value, name in legend.items() if value != 255}
-        labels, affine = load(folder / f"{stem}.nii.gz")
-        return resample_codes(bits_of(labels, meaning), affine)
+        labels = load(folder / f"{stem}.nii.gz")
+        return resample_codes(labels, bits_of(labels.array, meaning))
 
     possible = read("labels")
     alternative = read("labels_alt")
@@ -124,32 +124,32 @@ def _whole_abdomen(folder: Path, image: np.ndarray) -> np.ndarray:
 def _thorax(folder: Path, image: np.ndarray) -> np.ndarray:
     """Heart, aorta and T12; great vessels are background; everything else is unlabelled."""
     names = {name: value for value, name in _legend(folder / "labels.json").items()}
-    labels, affine = load(folder / "labels.nii.gz")
+    labels = load(folder / "labels.nii.gz")
     meaning = {value: bit("background") for value in names.values()}
     meaning |= {names["heart"]: bit("heart"), names["aorta"]: bit("aorta"),
                 names["vertebrae_T12"]: bit("vertebrae"), 0: without("heart", "aorta")}
-    return resample_codes(bits_of(labels, meaning), affine)
+    return resample_codes(labels, bits_of(labels.array, meaning))
 
 
 def _planning(folder: Path, image: np.ndarray) -> np.ndarray:
     """Expert contours of lungs, and of bowel near a tumour: what is not drawn is no statement about bowel."""
     names = {name: value for value, name in _legend(folder / "labels.json").items()}
-    labels, affine = load(folder / "labels.nii.gz")
-    possible = bits_of(labels, {names["small_bowel"]: bit("small_bowel"),
+    labels = load(folder / "labels.nii.gz")
+    possible = bits_of(labels.array, {names["small_bowel"]: bit("small_bowel"),
                                 names["stomach_and_duodenum"]: bit("stomach", "duodenum"),
                                 names["lung_left"]: bit("lung_left"), names["lung_right"]: bit("lung_right")})
     slices = np.arange(labels.shape[2])
     # Lungs are drawn from slice 85 up: outside the contour is no lung there.
-    drawn = (labels == 0) & (slices >= 85)
+    drawn = (labels.array == 0) & (slices >= 85)
     possible[drawn] &= without("lung_left", "lung_right")
-    return resample_codes(possible, affine)
+    return resample_codes(labels, possible)
 
 
 def _spine(folder: Path, image: np.ndarray) -> np.ndarray:
     """Three whole vertebrae; their neighbours and everything else are unlabelled."""
     names = _legend(folder / "labels.json")
-    labels, affine = load(folder / "labels.nii.gz")
-    return resample_codes(bits_of(labels, {value: bit("vertebrae") for value in names if value}), affine)
+    labels = load(folder / "labels.nii.gz")
+    return resample_codes(labels, bits_of(labels.array, {value: bit("vertebrae") for value in names if value}))
 
 
 LABELLED = {"ct-abdomen-01": _whole_abdomen, "ct-thorax-01": _thorax, "ct-abdomen-08": _planning,
@@ -173,9 +173,8 @@ def prepare(folder: Path) -> Case:
     name = folder.name
     if name in EXCLUDED:
         raise ValueError(f"{name} is kept for scores and demonstration; it is never prepared for training.")
-    voxels, affine = load(folder / "image.nii.gz")
-    image, affine = resample(voxels, affine)
-    image = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+    volume = resample(load(folder / "image.nii.gz"))
+    image, affine = volume.array, volume.ijk_to_ras
     found: Findings = classical(image, sacrum_top=SACRUM_TOP.get(name))
     possible = found.possible
     if name in LABELLED:
@@ -200,18 +199,17 @@ def with_pseudo(case: Case, probabilities: np.ndarray, threshold: float = 0.9) -
 
 def prepare_development(folder: Path, cache: Path) -> Path:
     """Image and labels of a development case at 3 mm: for scores in between, never for training."""
-    voxels, affine = load(folder / "image.nii.gz")
-    labels, label_affine = load(folder / "labels_auto.nii.gz")
+    image = resample(load(folder / "image.nii.gz"))
+    labels = load(folder / "labels_auto.nii.gz")
     legend = _legend(folder / "labels_auto.json")
     table = np.full(256, 255, np.uint8)
     for value, name in legend.items():
         if value != 255:
             table[value] = VALUE[name]
-    image, affine = resample(voxels, affine)
-    small = resample_codes(table[labels], label_affine)
+    small = resample_codes(labels, table[labels.array])
     (cache / "dev").mkdir(parents=True, exist_ok=True)
-    return _save(cache / "dev" / f"{folder.name}.npz", image=np.rint(image).astype(np.int16), labels=small,
-                 affine=affine, spacing=np.full(3, SPACING), name=np.array(folder.name),
+    return _save(cache / "dev" / f"{folder.name}.npz", image=image.array, labels=small,
+                 affine=image.ijk_to_ras, spacing=np.full(3, SPACING), name=np.array(folder.name),
                  classes=np.array([VALUE[name] for name in DEVELOPMENT[folder.name]], np.uint8))
 
 

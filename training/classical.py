@@ -7,13 +7,12 @@ a mask that does not look like what it should be is left out, and the voxels sta
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
 from scipy import ndimage as ndi
 from scipy.spatial import ConvexHull, QhullError
 
-from HiEndSegLib.geometry.body import body_mask
+from training.lattice import body_of
 from training.structures import ALL_BITS, bit, without
 
 VOXEL_ML = 0.027
@@ -43,7 +42,7 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def body(hu: np.ndarray) -> np.ndarray:
     """Patient without table and air, lungs filled, also where the chest wall is thinner than a voxel."""
-    mask = body_mask(SimpleNamespace(array=hu, spacing=np.full(3, 3.0), ijk_to_ras=np.diag([3.0, 3.0, 3.0, 1.0])))
+    mask = body_of(hu)
     # A slice whose lung leaks out differs from its neighbours: what they agree on is inside.
     closed = ndi.binary_closing(np.pad(mask, ((0, 0), (0, 0), (4, 4)), mode="edge"), np.ones((1, 1, 9)))[:, :, 4:-4]
     disk = _ball(3)[:, :, 3:4]
