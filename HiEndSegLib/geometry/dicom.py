@@ -44,7 +44,8 @@ class SeriesInfo:
     slices: int
 
     def __str__(self) -> str:
-        return f"{self.number}: {self.description or 'no description'} ({self.modality}, {self.slices} slice{'s' * (self.slices != 1)})"
+        slices = f"{self.slices} slice{'s' * (self.slices != 1)}"
+        return f"{self.number}: {self.description or 'no description'} ({self.modality}, {slices})"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def terminology_tag(label: Label) -> str:
 
     A label without terminology is tagged as a tissue of unspecified kind, as Slicer does for a new segment.
     """
-    terminology = label.terminology or {"category": ["SCT", "85756007", "Tissue"], "type": ["SCT", "85756007", "Tissue"]}
+    tissue = ["SCT", "85756007", "Tissue"]
+    terminology = label.terminology or {"category": tissue, "type": tissue}
     parts = [_code(terminology.get(key)) for key in ("category", "type", "modifier")]
     return "~".join([CONTEXT, *parts, REGION_CONTEXT, "^^", "^^"])
 

@@ -5,6 +5,8 @@ Only here and in `dicom` is LPS known: everything that leaves this file is RAS.
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import zlib
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from nibabel.wrapstruct import WrapStructError
 
 from ..errors import InputError
 from . import dicom
@@ -24,6 +27,8 @@ ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 #: Extensions that are read as image files; everything else is tried as DICOM.
 EXTENSIONS = (*NIFTI, *ITK)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: The key of our NIfTI header extension that holds the matrix in 64 bits.
+NIFTI_MATRIX = "ijk_to_ras"
 #: Deflate cannot pack better than this, so a smaller .gz than its header asks for has been cut.
 _GZIP_LIMIT = 1032
 
@@ -130,45 +135,66 @@ def _cases_below(folder: Path):
 def read_nifti(path: Path) -> Volume:
     """NIfTI-1 and -2. The matrix is nibabel's `affine`: sform if it is set, else qform, else pixdim."""
     try:
-        image = nib.load(path, mmap=False)
-        if not isinstance(image, (nib.Nifti1Pair, nib.Nifti2Pair)):
-            raise InputError(f"{path.name} is not NIfTI, whatever its name says; export it again.")
-        shape = _three_dimensions(image.shape, path.name)
-        _check_nifti_header(image, path)
-        array = _nifti_array(image).reshape(shape, order="F")
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            start = file.read(4)
+            file.seek(0)
+            sizes = [int.from_bytes(start, order) for order in ("little", "big")]
+            kind = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
+            raw = kind.header_class(file.read(kind.header_class.sizeof_hdr), check=False)
+            file.seek(0)
+            image = kind.from_file_map(kind.make_file_map({"image": file, "header": file}))
+            shape = _three_dimensions(image.shape, path.name)
+            _check_nifti_header(image, raw, path)
+            array = _nifti_array(image).reshape(shape, order="F")
+            while file.read(1 << 20):       # to the end of a .gz, so that its check sum is compared
+                pass
+    except PermissionError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError,
-            nib.spatialimages.HeaderDataError) as error:
-        if isinstance(error, PermissionError):
-            raise
+            nib.spatialimages.HeaderDataError, nib.spatialimages.HeaderTypeError, WrapStructError) as error:
         raise InputError(f"{path.name} cannot be read as NIfTI: the file is damaged or cut short; copy or export it "
                          "again.") from error
-    return Volume(array, image.affine, name=stem(path), meta={"source": f"NIfTI file {path.name}"})
+    return Volume(array, _nifti_matrix(image), name=stem(path), meta={"source": f"NIfTI file {path.name}"})
 
 
-def _check_nifti_header(image, path: Path) -> None:
-    name, dtype, raw = path.name, image.get_data_dtype(), _raw_pixdim(path)
+def nifti_extension(header) -> dict:
+    """What this program left in a NIfTI header's comment, {} where there is none."""
+    for part in header.extensions:
+        try:
+            content = part.get_content()
+            data = json.loads(content if isinstance(content, str) else bytes(content).rstrip(b"\0").decode())
+            if isinstance(data, dict):
+                return data
+        except (ValueError, TypeError, UnicodeError):
+            continue
+    return {}
+
+
+def _nifti_matrix(image) -> np.ndarray:
+    """nibabel's affine, in 64 bits where our own extension has them and nobody has moved the image since."""
+    try:
+        exact = np.array(nifti_extension(image.header)[NIFTI_MATRIX], dtype=np.float64)
+        if exact.shape == (4, 4) and np.array_equal(exact.astype(np.float32), image.affine.astype(np.float32)):
+            return exact
+    except (KeyError, ValueError, TypeError):
+        pass
+    return image.affine
+
+
+def _check_nifti_header(image, raw, path: Path) -> None:
+    name, dtype = path.name, image.get_data_dtype()
     if dtype.fields is not None or dtype.kind == "c":
         raise InputError(f"{name} is a colour or complex image; give a grey-scale volume.")
     needed = int(np.prod(image.shape, dtype=np.int64)) * dtype.itemsize
-    have = path.stat().st_size * (_GZIP_LIMIT if path.name.lower().endswith(".gz") else 1)
+    have = path.stat().st_size * (_GZIP_LIMIT if name.lower().endswith(".gz") else 1)
     if have < needed:
         raise InputError(f"{name} is cut short: its header asks for {needed} bytes of voxels; copy or export it again.")
     # nibabel mends a bad pixdim silently (zero becomes 1 mm); a valid sform does not use it.
-    steps = raw[1:1 + min(3, len(image.shape))]
-    if int(image.header["sform_code"]) == 0 and not (np.isfinite(steps).all() and (steps > 0).all()):
+    steps = np.asarray(raw["pixdim"], dtype=np.float64)[1:1 + min(3, len(image.shape))]
+    if int(raw["sform_code"]) == 0 and not (np.isfinite(steps).all() and (steps > 0).all()):
         raise InputError(f"{name} has a voxel spacing of {' x '.join(f'{s:g}' for s in steps)} mm; spacing must be "
                          "positive, so export it again.")
     check_matrix(image.affine, name)
-
-
-def _raw_pixdim(path: Path) -> np.ndarray:
-    with nib.openers.ImageOpener(str(path)) as file:
-        start = file.read(4)
-        little, big = (int.from_bytes(start, order) for order in ("little", "big"))
-        kind = nib.Nifti2Header if 540 in (little, big) else nib.Nifti1Header
-        block = start + file.read(kind.sizeof_hdr - 4)
-    header = kind(block, check=False)
-    return np.asarray(header["pixdim"], dtype=np.float64)
 
 
 def _nifti_array(image) -> np.ndarray:
@@ -201,7 +227,8 @@ def _itk_sentence(name: str, message: str) -> str:
         return f"{name} has axes that lie in one plane, so its voxels have no volume; export it again."
     if "bad_alloc" in text or "failed to allocate memory" in text:
         return f"{name} does not fit into this computer's memory; crop it or use a larger computer."
-    return f"{name} cannot be read: the file is damaged, cut short, or its data file is missing; copy or export it again."
+    return (f"{name} cannot be read: the file is damaged, cut short, or its data file is missing; copy or export it "
+            "again.")
 
 
 def volume_of(image: sitk.Image, path: Path) -> Volume:
