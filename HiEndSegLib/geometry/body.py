@@ -74,6 +74,8 @@ def _body(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     if not air.any():
         return np.ones(hu.shape, dtype=bool)
     tissue = hu > TISSUE_HU
+    if not tissue.any():
+        return np.full(hu.shape, bool(air.mean() < 0.5))    # a crop of emphysematous lung, or an empty room
     body = _fill_slices(_pieces(tissue, spacing))
     if not body.any():
         return body
