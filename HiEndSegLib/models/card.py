@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, OutputError
+from ..geometry.files import atomic_target
 from ..geometry.labels import Label
 from ..tasks import CancelToken
 from .card_schema import CARD_SCHEMA, FORMAT, FORMAT_VERSION
@@ -150,20 +150,14 @@ def write_card(card: ModelCard, folder: str | os.PathLike) -> Path:
     data = card_to_dict(card)
     _check(data, f"the card of {card.id!r}")
     path = Path(folder) / CARD_NAME
-    temporary = path.with_name(f".{CARD_NAME}.{os.getpid()}.tmp")
     try:
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
-            json.dump(data, stream, indent=2, ensure_ascii=False, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
     except (OSError, ValueError, TypeError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"The model card {path} could not be written ({_short(str(error))}); "
                           "nothing was changed.") from None
+    with atomic_target(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 

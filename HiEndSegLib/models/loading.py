@@ -7,7 +7,6 @@ shapes but no memory, and compared with the header of the weight file; memory is
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Mapping
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import HiEndSegError, ModelError, OutOfMemoryError, OutputError
+from ..geometry.files import atomic_target
 from ..tasks import CancelToken
 from .card import ModelCard, describe_weights, verify_weights, write_card
 from .weights import read_safetensors
@@ -93,16 +93,11 @@ def save_model(card: ModelCard, network: nn.Module | Mapping[str, Tensor], folde
         tensors[name] = (tensor.to(_DTYPES[dtype]) if tensor.is_floating_point() else tensor).clone().contiguous()
     _check_finite(card, tensors)
     path = folder / WEIGHTS_NAME
-    temporary = folder / f".{WEIGHTS_NAME}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        with atomic_target(path) as temporary:
+            save_file(tensors, temporary)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"The weights {path} could not be written ({error}); free some space or choose another "
                           "folder.") from None
     card = replace(card, weights=describe_weights(path, dtype), folder=folder)

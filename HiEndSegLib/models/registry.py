@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 from ..errors import HiEndSegError, ModelError, OptionError, OutputError
 from ..resources import resource
@@ -113,10 +114,12 @@ class Registry:
 
     # ------------------------------------------------------------------------------------------------ changing
 
-    def add(self, path: str | os.PathLike, cancel: CancelToken | None = None) -> ModelCard:
+    def add(self, path: str | os.PathLike, cancel: CancelToken | None = None,
+            check: Callable[[ModelCard], object] | None = None) -> ModelCard:
         """Copy a model folder or `.zip` into the user's folder, checked, whole or not at all.
 
-        Only the card, the weights and texts (licence, read-me) are taken. Raises ModelError (not a sound model, or
+        Only the card, the weights and texts (licence, read-me) are taken. check: called with the copy's card before
+        it counts (e.g. `loading.load_model`, where torch is there); what it raises stops the addition. Raises ModelError (not a sound model, or
         its id and version exist already) and OutputError (disk full, not writable).
         """
         with open_source(Path(path)) as source:
@@ -133,7 +136,10 @@ class Registry:
                 self.user.mkdir(parents=True, exist_ok=True)
                 staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.user))
                 copy_model(source, card, staging, cancel)
-                verify_weights(read_card(staging), cancel)
+                copied = read_card(staging)
+                verify_weights(copied, cancel)
+                if check is not None:
+                    check(copied)
                 os.chmod(staging, 0o755)  # mkdtemp made it private
                 os.rename(staging, target)  # fails rather than overwrite if somebody was faster
                 staging = None
