@@ -1,0 +1,120 @@
+"""Arguments, exit codes and the last line of defence of `hiendseg`.
+
+Exit codes: 0 all good; 1 a case or check failed; 2 the command itself cannot be carried out (options, model, output);
+130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from typing import Sequence
+
+from .. import __version__
+from ..errors import Cancelled, HiEndSegError
+from .console import complain
+from .interrupt import Interrupt
+
+STOPPED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a code page that lacks a letter must not end a batch
+            stream.reconfigure(errors="replace")
+    options = parser().parse_args(_join_roi(sys.argv[1:] if argv is None else argv))
+    with Interrupt() as interrupt:
+        try:
+            code = importlib.import_module(f".{options.command}", __package__).run(options, interrupt)
+        except (Cancelled, KeyboardInterrupt):
+            complain("Stopped; what was finished is kept, and nothing is half-written.")
+            code = STOPPED
+        except BrokenPipeError:  # `hiendseg … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except HiEndSegError as error:
+            if options.debug:
+                traceback.print_exc()
+            complain(error)
+            code = 2 if error.code in ("bad-option", "bad-model", "cannot-write") else 1
+        except Exception as error:  # noqa: BLE001 - one sentence, never a traceback unasked
+            if options.debug:
+                traceback.print_exc()
+            from .batch import sentence_of
+            complain(sentence_of(error))
+            code = 1
+        if interrupt.left_behind:
+            # A library is still decoding a file on a thread; Python's own way out could crash in it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(prog="hiendseg", description="Organs in CT volumes. For research use; not a medical "
+                                                               "device.")
+    top.add_argument("--version", action="version", version=f"HiEndSeg {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, engine: bool = False) -> argparse.ArgumentParser:
+        new = commands.add_parser(name, help=help, description=help)
+        new.add_argument("--debug", action="store_true", help="show where in the program an error comes from")
+        if engine:
+            new.add_argument("--in-process", action="store_true",
+                             help="compute in this process instead of a worker (a crash then ends the whole batch)")
+            new.add_argument("--threads", type=int, metavar="N", help="processor threads to use (default: all)")
+        return new
+
+    segment = command("segment", "Segment volumes: images (.nii .nii.gz .nrrd .mha …), DICOM folders, or folders of "
+                                 "either.", engine=True)
+    segment.add_argument("inputs", nargs="+", metavar="IN")
+    segment.add_argument("-o", "--output", required=True, metavar="OUT",
+                         help="a file (.seg.nrrd .nii.gz .nii .nrrd .mha) or a folder, which then gets <case>.seg.nrrd")
+    segment.add_argument("--model", metavar="ID", help="model id, id@version or folder (default: the shipped one)")
+    segment.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: auto)")
+    segment.add_argument("--only", action="append", metavar="A,B", help="only these structures")
+    segment.add_argument("--roi", metavar="R0,R1,A0,A1,S0,S1", help="only inside this box, in mm, RAS")
+    segment.add_argument("--series", metavar="S", help="DICOM series by number or part of its description")
+    segment.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+    models = command("models", "List, show, add, remove or verify models.")
+    actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, help, argument, optional in (
+            ("list", "all models", None, False), ("show", "one model's card", "model", True),
+            ("add", "copy a model folder or .zip into your own models", "path", False),
+            ("remove", "delete one of your own models", "model", False),
+            ("verify", "compare weights with the card's checksum", "model", True)):
+        action = actions.add_parser(name, help=help, description=help)
+        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+        if argument:
+            action.add_argument(argument, nargs="?" if optional else None)
+
+    info = command("info", "Say what a file or DICOM folder holds and what segmenting it would take.")
+    info.add_argument("file", metavar="FILE")
+    info.add_argument("--series", metavar="S", help="DICOM series by number or part of its description")
+    info.add_argument("--model", metavar="ID", help="plan for this model (default: the shipped one)")
+
+    command("doctor", "Check versions, devices and models.", engine=True)
+
+    demo = command("demo", "Segment the sample CT that ships with HiEndSeg.", engine=True)
+    demo.add_argument("-o", "--output", default="out", metavar="FOLDER", help="default: out")
+    demo.add_argument("--model", metavar="ID", help="model id, id@version or folder (default: the shipped one)")
+    demo.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: auto)")
+    return top
+
+
+def _join_roi(argv: Sequence[str]) -> list[str]:
+    """`--roi -10,20,…` as `--roi=-10,20,…`: argparse takes a value that begins with a minus for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] == "--roi":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined

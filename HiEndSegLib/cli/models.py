@@ -1,0 +1,114 @@
+"""`hiendseg models`: list, show, add, remove, verify. Works without torch."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+from ..errors import Cancelled, HiEndSegError
+from ..models.card import ModelCard
+from ..models.registry import Registry
+from .console import say, table
+from .interrupt import Interrupt
+
+
+def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
+    """One of the actions; the exit code. Raises HiEndSegError."""
+    registry = Registry()
+    return {"list": _list, "show": _show, "add": _add, "remove": _remove,
+            "verify": _verify}[options.action](registry, options, interrupt)
+
+
+def _list(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
+    cards = registry.list()
+    rows = [(card.key, card.title, card.modality, len(card.labels), " x ".join(f"{v:g}" for v in card.spacing),
+             f"{card.weights['bytes'] / 1e6:.1f}", _whence(registry, card, default=number == 0))
+            for number, card in enumerate(cards)]
+    if rows:
+        say(table(("Model", "Title", "For", "Structures", "Spacing (mm)", "MB", ""), rows, right=(3, 5)))
+    else:
+        say("No model is installed.")
+    say(f"Your own models: {registry.user}")
+    for problem in registry.problems:
+        say(f"Not usable: {problem}")
+    return 0
+
+
+def _show(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
+    card = registry.get(options.model)
+    unit = card.intensity_unit
+    say(f"{card.title} ({card.key}, {_whence(registry, card, default=card == registry.list()[0])})")
+    if card.description:
+        say(card.description)
+    say()
+    network = ", ".join(f"{key} {value}" for key, value in card.network.items() if key != "kind")
+    say(table(("", ""), [
+        ("Modality", card.modality), ("Spacing", " x ".join(f"{v:g}" for v in card.spacing) + " mm"),
+        ("Tile", " x ".join(map(str, card.tile)) + f" voxels, overlap {card.overlap:g}"),
+        ("Windows", ", ".join(f"{low:g} to {high:g} {unit}" for low, high in card.windows)),
+        ("Network", f"{card.network['kind']} ({network})"),
+        ("Weights", f"{card.weights['bytes'] / 1e6:.1f} MB, {card.weights['dtype']}, SHA-256 {card.checksum}"),
+        ("Licence", card.licence), ("Provenance", card.provenance), ("Folder", card.folder),
+    ]).split("\n", 2)[2])
+    say()
+    say(table(("Value", "Id", "Name", "Code", "Colour"), [
+        (label.value, label.id, label.name, _code(label), "#{:02x}{:02x}{:02x}".format(*label.color))
+        for label in card.labels], right=(0,)))
+    for title, entries in (("Training", [card.training] if card.training else []), ("Scores", card.scores)):
+        if entries:
+            say(f"\n{title}")
+            for entry in entries:
+                for key, value in entry.items():
+                    say(f"  {key}: {value}")
+    return 0
+
+
+def _add(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
+    check = None
+    if importlib.util.find_spec("torch"):  # without it the checksum alone is checked
+        from ..models.loading import load_model
+
+        def check(card: ModelCard) -> None:
+            load_model(card, cancel=interrupt.token)
+
+    card = registry.add(options.path, interrupt.token, check)
+    say(f"Added {card.key} ({card.title}) to {card.folder}.")
+    return 0
+
+
+def _remove(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
+    say(f"Removed {registry.remove(options.model)}.")
+    return 0
+
+
+def _verify(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
+    if options.model is not None:
+        card = registry.verify(options.model, interrupt.token)
+        say(f"{card.key}: card and weights are sound.")
+        return 0
+    problems = []
+    for card in registry.list():
+        try:
+            registry.verify(card.key, interrupt.token)
+            say(f"{card.key}: card and weights are sound.")
+        except Cancelled:
+            raise
+        except HiEndSegError as error:
+            problems.append(str(error))
+    problems += [str(problem) for problem in registry.problems]
+    for sentence in dict.fromkeys(problems):
+        say(f"Not usable: {sentence}")
+    return 1 if problems else 0
+
+
+def _whence(registry: Registry, card: ModelCard, default: bool) -> str:
+    where = "ships with HiEndSeg" if registry.is_shipped(card) else "yours"
+    return f"{where}, default" if default else where
+
+
+def _code(label) -> str:
+    if not label.terminology:
+        return ""
+    code = label.terminology["type"]
+    modifier = label.terminology.get("modifier")
+    return f"{code[0]} {code[1]} {code[2]}" + (f", {modifier[2]}" if modifier else "")
