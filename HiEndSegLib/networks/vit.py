@@ -29,7 +29,7 @@ VIT_VARIANTS: dict[str, dict] = {
     "hi_end_mae_vit_large_16p": {"patch_size": 16, "embed_dim": 1536, "depth": 12, "num_heads": 16, "mlp_ratio": 4.0},
     "hi_end_mae_vit_large_12p": {"patch_size": 12, "embed_dim": 1536, "depth": 12, "num_heads": 16, "mlp_ratio": 4.0},
     "vit_small_12p": {"patch_size": 12, "embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
-    "vit_tiny_12p": {"patch_size": 12, "embed_dim": 192, "depth": 12, "num_heads": 6, "mlp_ratio": 3.0},
+    "vit_tiny_12p": {"patch_size": 12, "embed_dim": 144, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
 }
 
 

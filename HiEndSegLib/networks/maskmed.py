@@ -1,0 +1,132 @@
+"""MaskMed on a plain ViT: convolutional pyramid + ViT -> FSAD-Transformer -> light decoder -> masked head.
+
+arXiv 2511.15603 gives the head (shared queries, decoupled mask and class) and the FSAD-Transformer between encoder and
+decoder; its backbone is a U-Net. Ours is the Hi-End-MAE encoder (arXiv 2502.08347), which has one resolution only,
+so a convolutional pyramid (ours) supplies the finer levels. Which parts are whose:
+
+    image -> ConvPyramid (ours) ---- strides 2, 4, 8 -----+
+      |                                                   +-> FSADTransformer -> decoder (ours) -> MaskedMultiScaleHead
+      +---> ViT (Hi-End-MAE), blocks 3, 6, 9 and last ----+
+                     one level at the patch's stride
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .deformable import FSADTransformer
+from .mask_head import HeadOutput, MaskedMultiScaleHead, fuse, mask_logits
+from .pyramid import ConvPyramid, ResidualBlock, depth_to_space
+from .vit import build_vit
+
+
+class PyramidEncoder(nn.Module):
+    """ViT and pyramid side by side, refined by FSAD; everything a head needs.
+
+    vit: a name of VIT_VARIANTS, or a dict with `name` and the VisionTransformer3D keywords that differ from it. The ViT sees the first input channel only,
+    so that encoders pretrained on one window fit. taps: block outputs that join the last one (arXiv 2502.08347, 3.3).
+    finest_value_stride: finest level FSAD samples (1 is the paper's full resolution; 2 and 4 are lighter).
+    """
+
+    def __init__(self, *, in_channels: int = 1, img_size: int = 96, vit: str | dict = "vit_tiny_12p",
+                 taps: tuple[int, ...] = (3, 6, 9), channels: tuple[int, int, int] = (32, 48, 96),
+                 blocks: tuple[int, int, int] = (1, 1, 1), fsad_dim: int = 96, fsad_heads: int = 6,
+                 fsad_points: int = 4, fsad_depth: int = 3, finest_value_stride: int = 4):
+        super().__init__()
+        if finest_value_stride not in (1, 2, 4, 8):
+            raise ValueError(f"finest_value_stride must be 1, 2, 4 or 8, not {finest_value_stride}")
+        options = dict(vit) if isinstance(vit, dict) else {"name": vit}
+        self.vit = build_vit(options.pop("name"), img_size=img_size, in_channels=1, **options)
+        self.taps = tuple(taps)
+        self.finest_value_stride = finest_value_stride
+        self.pyramid = ConvPyramid(in_channels=in_channels, channels=channels, blocks=blocks)
+        dim = self.vit.embed_dim
+        self.token_proj = nn.ModuleList(nn.Linear(dim, channels[2]) for _ in range(len(taps) + 1))
+        levels = list(zip((2, 4, 8), channels))
+        kept = [c for stride, c in levels if stride >= finest_value_stride]
+        if finest_value_stride == 1:
+            kept = [channels[0] // 4] + kept
+            self.full_resolution = nn.Conv3d(channels[0], 8 * (channels[0] // 4), 1)
+        self.fsad = FSADTransformer(in_channels=kept + [channels[2]], query_levels=2, embed_dim=fsad_dim,
+                                    num_heads=fsad_heads, num_points=fsad_points, depth=fsad_depth)
+        # Levels meet by sums, as in arXiv 1612.03144: a concatenation at stride 2 costs 2.5 times as much.
+        self.lateral4 = nn.Conv3d(channels[2], channels[1], 1)
+        self.lateral2 = nn.Conv3d(channels[1], channels[0], 1)
+        self.up8 = ResidualBlock(channels[2], channels[2])
+        self.up4 = ResidualBlock(channels[1], channels[1])
+        self.up2 = ResidualBlock(channels[0], channels[0])
+
+    def tokens_map(self, x: Tensor) -> Tensor:
+        """The ViT's level: sum of projected taps and last output, (B, c8, I/p, J/p, K/p)."""
+        taps, last = self.vit.forward_intermediates(x[:, :1], self.taps)
+        summed = sum(proj(t) for proj, t in zip(self.token_proj, [*taps, last]))
+        return summed.transpose(1, 2).unflatten(2, self.vit.patch_embed.grid(x.shape[2:]))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, I, J, K), edges multiples of 24 (patch 12) -> decoder maps at strides 8, 4, 2."""
+        s2, s4, s8 = self.pyramid(x)
+        tokens = self.tokens_map(x)
+        levels = [m for stride, m in ((2, s2), (4, s4), (8, s8)) if stride >= self.finest_value_stride]
+        if self.finest_value_stride == 1:
+            levels = [depth_to_space(self.full_resolution(s2))] + levels
+        s8, tokens = self.fsad([*levels, tokens])
+        d8 = self.up8(s8 + _resize(tokens, s8))
+        d4 = self.up4(s4 + _resize(self.lateral4(d8), s4))
+        d2 = self.up2(s2 + _resize(self.lateral2(d4), s2))
+        return [d8, d4, d2]
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+class MaskMed(nn.Module):
+    """The default network: `PyramidEncoder` and `MaskedMultiScaleHead`. num_classes counts the background.
+
+    mask_dim: channels of the full-resolution mask features. num_queries: at least num_classes (its default).
+    head_scales: strides the queries attend to, in order; rounds: how often (arXiv 2112.01527: 8, 4, 2 three times).
+    """
+
+    def __init__(self, *, num_classes: int, mask_dim: int = 16, num_queries: int | None = None, head_dim: int = 96,
+                 head_heads: int = 6, head_scales: tuple[int, ...] = (8, 4), rounds: int = 2, **encoder):
+        super().__init__()
+        self.encoder = PyramidEncoder(**encoder)
+        channels = dict(zip((2, 4, 8), self.encoder.pyramid.channels))
+        self.num_classes = num_classes
+        self.head_scales = tuple(head_scales)
+        self.mask_features = nn.Conv3d(channels[2], 8 * mask_dim, 1)
+        self.head = MaskedMultiScaleHead(
+            num_classes=num_classes, memory_channels=[channels[s] for s in head_scales], mask_dim=mask_dim,
+            num_queries=num_queries, embed_dim=head_dim, num_heads=head_heads, rounds=rounds)
+
+    def forward(self, x: Tensor) -> HeadOutput:
+        """(B, C, I, J, K) -> HeadOutput."""
+        maps = dict(zip((8, 4, 2), self.encoder(x)))
+        features = depth_to_space(self.mask_features(maps[2]))                          # (B, d_mask, I, J, K)
+        return self.head([maps[s] for s in self.head_scales], features)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """(B, C, I, J, K) -> (B, num_classes, I, J, K), non-negative, sum 1 over classes, channel 0 background."""
+        out = self(x)
+        return fuse(out.final.class_logits, mask_logits(out.final.mask_embeddings, out.mask_features))
+
+
+class PointwiseNet(nn.Module):
+    """The same encoder with the ordinary head, one 1x1x1 convolution: the baseline of arXiv 2511.15603, section 3."""
+
+    def __init__(self, *, num_classes: int, mask_dim: int = 16, **encoder):
+        super().__init__()
+        self.encoder = PyramidEncoder(**encoder)
+        self.num_classes = num_classes
+        self.mask_features = nn.Conv3d(self.encoder.pyramid.channels[0], 8 * mask_dim, 1)
+        self.classifier = nn.Conv3d(mask_dim, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, I, J, K) -> logits (B, num_classes, I, J, K)."""
+        return self.classifier(depth_to_space(self.mask_features(self.encoder(x)[-1])))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Softmax over classes, (B, num_classes, I, J, K)."""
+        return self(x).softmax(1)
