@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ..errors import Cancelled, DeviceError, HiEndSegError, ModelError, OptionError, OutputError
+from ..errors import Cancelled, DeviceError, InputError, ModelError, OptionError
 from ..models.card import ModelCard
 from ..models.registry import Registry
 from . import batch
@@ -101,6 +101,8 @@ def segment_case(engine: Any, target: batch.Target, request: batch.Request, devi
     result = engine.segment(volume, model=str(request.card.folder), device=device, only=request.only, roi=request.roi,
                             progress=line, cancel=interrupt.token)
     interrupt.token.check()
+    if result.info.get("tiles", {}).get("run") == 0:  # an empty file would look like a finished case
+        raise InputError(" ".join(result.messages) + " Nothing was written; check that this is the right image.")
     line(1.0, "Writing")
     batch.check_free(target, overwrite)  # somebody may have been there meanwhile
     write_labels(result.labels, result.legend, target.path)
