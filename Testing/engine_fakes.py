@@ -86,7 +86,7 @@ class FakeLibrary:
 
     def do_progress(self, volume, progress, cancel):
         for step in (0.3, 0.2, float("nan"), 0.9):
-            progress(step, f"Step at {step:.1f}" if step == step else "Stage two")
+            progress(step, f"Stage with {'no number' if np.isnan(step) else step}")
 
     def do_bad_input(self, volume, progress, cancel):
         from HiEndSegLib.errors import InputError

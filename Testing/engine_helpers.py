@@ -38,6 +38,11 @@ def until(condition, job=None, seconds=20.0):
         time.sleep(0.005)
 
 
+def finish(job):
+    """Poll until the job is over, however it ends."""
+    until(lambda: job.done, job)
+
+
 def working(job):
     """Wait until the operation itself runs (it has said so)."""
     until(lambda: job.progress.message != "" and job.progress.fraction > 0 or job.done, job)

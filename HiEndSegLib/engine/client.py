@@ -94,7 +94,8 @@ class _Task:
         self.error: BaseException | None = None
         self.stored = threading.Event()
         self.sent = False
-        self.spared = False                      # got a second worker because the first died before it had the job
+        self.begun = False                       # the worker has said something about it
+        self.spared = False                      # got a second worker because the first died before it had begun
         self.kill_at = float("inf")
         self.secrets = tuple(value.name for value in arguments.values() if getattr(value, "name", None))
 
@@ -266,7 +267,7 @@ class EngineClient(Engine):
             task.job._note(str(message.get("message", "")))
         if task is None or not task.sent or message.get("job") != task.job.number:
             return                                # about a job that is over
-        job = task.job
+        job, task.begun = task.job, True
         if kind == protocol.PROGRESS and job.state is JobState.RUNNING:
             fraction = message.get("fraction")
             job._advance(fraction if isinstance(fraction, (int, float)) else 0.0, str(message.get("message", "")))
@@ -326,8 +327,9 @@ class EngineClient(Engine):
     def _mourn(self, worker: WorkerProcess, code: int | None) -> None:
         """The worker died by itself."""
         task = self._task
-        if task is not None and not task.sent and self._greeted and not task.spared:
-            task.spared = True                    # it was idle and never had this job: a new one may have it
+        if task is not None and self._greeted and not (task.begun or task.spared) \
+                and task.job.state is JobState.RUNNING:
+            task.spared, task.sent = True, False          # it died idle: a new one may have the job
             self._drop_worker()
             return
         words = describe_exit(code, "\n".join(worker.stderr_tail()) if not self._greeted else "")
@@ -379,8 +381,8 @@ class EngineClient(Engine):
         if not task.sent and task.stored.is_set():
             if task.error is not None:
                 self._finish(task, as_failure(task.error))
-            elif self._greeted:
-                self._hand_over(task)
+            elif self._greeted and not self._ended and self._worker.returncode is None:
+                self._hand_over(task)             # a dead worker is first mourned and replaced
 
     def _begin(self, task: _Task) -> None:
         self._task = task

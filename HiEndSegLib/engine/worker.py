@@ -11,29 +11,29 @@ from __future__ import annotations
 
 import os
 
-os.environ.pop("ITK_AUTOLOAD_PATH", None)      # first of all: Slicer's value makes SimpleITK crash when it is imported
+os.environ.pop("ITK_AUTOLOAD_PATH", None)      # first of all: Slicer's value can crash SimpleITK's import
 
-import argparse                                # noqa: E402
-import faulthandler                            # noqa: E402
-import gc                                      # noqa: E402
-import logging                                 # noqa: E402
-import platform                                # noqa: E402
-import queue                                   # noqa: E402
-import re                                      # noqa: E402
-import sys                                     # noqa: E402
-import threading                               # noqa: E402
-import time                                    # noqa: E402
-import traceback                               # noqa: E402
-from pathlib import Path                       # noqa: E402
-from typing import Any, Callable               # noqa: E402
+import argparse
+import faulthandler
+import gc
+import logging
+import platform
+import queue
+import re
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable
 
-from .. import __version__                     # noqa: E402
-from ..errors import Cancelled, HiEndSegError  # noqa: E402
-from ..tasks import CancelToken                # noqa: E402
-from . import protocol                         # noqa: E402
-from .failures import as_failure, is_fatal     # noqa: E402
-from .folder import remove_tree                # noqa: E402
-from .redact import redact                     # noqa: E402
+from .. import __version__
+from ..errors import Cancelled, HiEndSegError
+from ..tasks import CancelToken
+from . import protocol
+from .failures import as_failure, is_fatal
+from .folder import remove_tree
+from .redact import redact
 
 HEARTBEAT_SECONDS = 0.5
 PROGRESS_SECONDS = 0.05
