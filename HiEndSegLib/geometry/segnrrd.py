@@ -1,7 +1,7 @@
 """The keys by which 3D Slicer keeps names, colours and terminology in a .seg.nrrd file.
 
-As `vtkMRMLSegmentationStorageNode` itself writes them: `Segment{n}_ID`, `_Name`, `_Color` (0..1), `_LabelValue`, `_Layer`,
-`_Extent`, `_Tags`, and for the whole file `Segmentation_…`.
+As `vtkMRMLSegmentationStorageNode` itself writes them: `Segment{n}_ID`, `_Name`, `_Color` (0..1), `_LabelValue`,
+`_Layer`, `_Extent`, `_Tags`, and for the whole file `Segmentation_…`.
 """
 
 from __future__ import annotations
