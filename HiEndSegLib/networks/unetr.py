@@ -338,6 +338,8 @@ def unetr16(*, out_channels: int, img_size: int | Sequence[int] = 96, in_channel
         raise OptionError('The network "unetr16" is MONAI\'s; install it with: pip install "hiendseg[train]"') from None
 
     class UNETR16(UNETR):
+        num_classes = out_channels
+
         def scores(self, x: Tensor) -> Tensor:
             return self.forward(x).float().softmax(dim=1)
 
