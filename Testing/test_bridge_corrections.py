@@ -165,7 +165,7 @@ def test_a_volume_moved_after_the_segmentation_is_followed(scene, kind):
         transform = grid_transform(scene, millimetres=0.01)
     ct.SetAndObserveTransformNodeID(transform.GetID())
     correction = read_correction(node, ct, LEGEND)
-    assert set(correction.resampled) == {label.id for label in LEGEND}
+    assert set(correction.resampled) == ({label.id for label in LEGEND} if kind == "nonlinear" else set())
     shift = 2 if kind == "linear" else 0
     expected = np.zeros_like(labels.array)
     expected[shift:] = labels.array[:labels.shape[0] - shift]

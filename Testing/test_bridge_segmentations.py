@@ -305,6 +305,37 @@ def test_an_update_fills_a_segmentation_made_by_hand(scene, ct):
     assert np.array_equal(segment_mask(node, "liver", ct), label_volume().array == VALUE["liver"])
 
 
+@pytest.mark.parametrize("lattice", ["anisotropic", "oblique"])
+def test_a_volume_registered_meanwhile_is_written_where_it_lies(scene, lattice):
+    """The parent on the volume only: named structures come out exact on it, the others do not move."""
+    first, second = label_volume(lattice), moved(label_volume(lattice))
+    ct = volumes.node_from_volume(ct_volume(lattice), scene)
+    node = bridge.segmentation_from_labels(first, LEGEND, ct)
+    untouched = segment_mask(node, "spleen", ct)
+    ct.SetAndObserveTransformNodeID(linear_transform(scene, turn=(4, 0, 25), move=(6, -3, 9)).GetID())
+    bridge.update_segmentation(node, second, LEGEND, ct, only=["liver", "colon"])
+    assert node.GetTransformNodeID() is None
+    back = read_correction(node, ct, LEGEND)
+    liver = back.labels.array == VALUE["liver"]
+    spleen = back.labels.array == VALUE["spleen"]
+    # where the spleen lies now it keeps its voxels
+    assert np.array_equal(liver | (spleen & (second.array == VALUE["liver"])), second.array == VALUE["liver"])
+    assert "liver" not in back.resampled and np.array_equal(segment_mask(node, "spleen", ct), untouched)
+
+
+@pytest.mark.parametrize("kind", ["nonlinear", "scaled"])
+def test_different_transforms_that_would_need_resampling_are_refused(scene, ct, kind):
+    node = bridge.segmentation_from_labels(label_volume(), LEGEND, ct)
+    transform = grid_transform(scene) if kind == "nonlinear" else linear_transform(scene)
+    if kind == "scaled":
+        transform.SetMatrixTransformToParent(volumes.matrix_to_vtk(np.diag([1.1, 1, 1, 1])))
+    ct.SetAndObserveTransformNodeID(transform.GetID())
+    with pytest.raises(InputError, match="under different transforms"):
+        bridge.update_segmentation(node, moved(label_volume()), LEGEND, ct, save_undo=lambda: pytest.fail("changed"))
+    ct.SetAndObserveTransformNodeID(None)
+    assert np.array_equal(read_correction(node, ct, LEGEND).labels.array, label_volume().array)
+
+
 def test_subject_hierarchy_with_and_without_items(scene, ct):
     node = bridge.segmentation_from_labels(label_volume(), LEGEND, ct)
     assert place_beside(node, ct) is False      # no plugin made items here

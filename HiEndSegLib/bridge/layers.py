@@ -13,7 +13,8 @@ import slicer
 
 from ..errors import InputError
 from .scene import check_node
-from .volumes import array_of_image, lattice_of, matrix_to_numpy, matrix_to_vtk, transform_between
+from .volumes import (array_of_image, lattice_of, linear_between, matrix_to_numpy, matrix_to_vtk,
+                      transform_between)
 
 #: A layer's lattice is the volume's where, in voxels over its whole extent, the two differ by less than this.
 _SAME = 1e-3
@@ -97,13 +98,14 @@ def _voxels_of(node, volume_node):
 
 def _place(image, segmentation_node, volume_node, shape, matrix):
     """(voxels, slices of the volume they fill) where only whole-voxel shifts are between the two, else None."""
-    if segmentation_node.GetTransformNodeID() != volume_node.GetTransformNodeID():
+    between = linear_between(segmentation_node, volume_node)
+    if between is None:
         return None
     array = array_of_image(image)
     start = np.array(image.GetExtent()[::2])
     own = np.eye(4)
     own[:3, 3] = start
-    shift = np.linalg.inv(matrix) @ _image_matrix(image) @ own      # of the array's indices in the volume's
+    shift = np.linalg.inv(matrix) @ between @ _image_matrix(image) @ own      # of the array's indices in the volume's
     whole = np.round(shift[:3, 3]).astype(int)
     corners = np.array([np.zeros(3), np.array(array.shape) - 1])
     if np.abs(corners @ (shift[:3, :3] - np.eye(3)).T + shift[:3, 3] - whole).max() > _SAME:

@@ -196,6 +196,17 @@ def transform_between(source_parent, target_parent):
     return general
 
 
+def linear_between(source, target) -> np.ndarray | None:
+    """(4, 4) from the RAS that one node's data is in to another's, through both parents; None if it is not linear."""
+    if source.GetTransformNodeID() == target.GetTransformNodeID():
+        return np.eye(4)
+    linear = vtk.vtkTransform()
+    general = transform_between(source.GetParentTransformNode(), target.GetParentTransformNode())
+    if not slicer.vtkMRMLTransformNode.IsGeneralTransformLinear(general, linear):
+        return None
+    return matrix_to_numpy(linear.GetMatrix())
+
+
 def _transform(source_parent, target_parent, points) -> np.ndarray:
     points = np.asarray(points, dtype=np.float64)
     if source_parent is target_parent:
