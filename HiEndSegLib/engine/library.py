@@ -97,7 +97,9 @@ class Library:
         from ..operations.segment import segment
 
         kind = choose_device(device).kind
-        key = (card.id, card.version, card.checksum, kind)
+        weights = card.weights_path
+        state = weights.stat()                         # a file altered since is loaded again, and refused
+        key = (card.id, card.version, card.checksum, kind, weights, state.st_size, state.st_mtime_ns)
         if self._warm is not None and self._warm[0] == key:
             return segment, self._warm[1], True
         self._warm = None                              # two models at once may not fit
