@@ -1,9 +1,10 @@
-"""The lattices of clinical life, for the geometry tests."""
+"""The lattices of clinical life and a small legend, for the geometry tests."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from HiEndSegLib.geometry.labels import Label
 from HiEndSegLib.geometry.volume import Volume
 
 
@@ -42,3 +43,19 @@ def make(name: str, dtype=np.int16) -> Volume:
     high = 200 if np.dtype(dtype) == np.uint8 else 1500
     array = rng.integers(0 if np.dtype(dtype).kind == "u" else -1024, high, shape).astype(dtype)
     return Volume(array, matrix, name=name)
+
+
+FORMATS = [".nii", ".nii.gz", ".nrrd", ".mha"]
+ANATOMY = ["SCT", "123037004", "Anatomical Structure"]
+LEGEND = [
+    Label(1, "liver", "Liver", (221, 130, 101), {"category": ANATOMY, "type": ["SCT", "10200004", "Liver"],
+                                                 "modifier": None}, True),
+    Label(2, "kidney_left", "Left kidney (Niere links, почка)", (185, 102, 83), {
+        "category": ANATOMY, "type": ["SCT", "64033007", "Kidney"], "modifier": ["SCT", "7771000", "Left"]}),
+    Label(5, "absent", "Never there", (0, 255, 7)),
+]
+
+
+def labels_like(lattice: str) -> Volume:
+    volume = make(lattice, np.uint8)
+    return volume.with_array(np.choose(volume.array % 3, [0, 1, 2]).astype(np.uint8))

@@ -7,7 +7,6 @@ import pytest
 from geometry_lattices import LATTICES, affine, make, rotation
 
 from HiEndSegLib.errors import InputError
-from HiEndSegLib.geometry.labels import Label, parse_terminology_tag, terminology_tag
 from HiEndSegLib.geometry.resample import resample_like, resample_to_spacing, to_ras_axes
 from HiEndSegLib.geometry.volume import Volume, check_volume
 
@@ -194,18 +193,3 @@ def test_resampling_in_slabs_is_the_same_as_at_once(monkeypatch):
     monkeypatch.setattr(resample, "slabs", lambda shape, voxels=60, axis=2, f=resample.slabs: f(shape, voxels, axis))
     for a, b in zip(once, everything()):
         assert a == pytest.approx(b, abs=1e-3)
-
-
-def test_terminology_tag_has_seven_parts_and_comes_back():
-    kidney = Label(3, "kidney_left", "Left kidney", (1, 2, 3), {
-        "category": ["SCT", "123037004", "Anatomical Structure"], "type": ["SCT", "64033007", "Kidney"],
-        "modifier": ["SCT", "7771000", "Left"]})
-    tag = terminology_tag(kidney)
-    assert tag == ("Segmentation category and type - DICOM master list~SCT^123037004^Anatomical Structure"
-                   "~SCT^64033007^Kidney~SCT^7771000^Left~Anatomic codes - DICOM master list~^^~^^")
-    assert parse_terminology_tag(tag + "|") == kidney.terminology
-    plain = Label(1, "liver", "Liver", (1, 2, 3), {**kidney.terminology, "modifier": None})
-    assert parse_terminology_tag(terminology_tag(plain))["modifier"] is None
-    assert terminology_tag(Label(1, "x", "X", (0, 0, 0))).count("~") == 6
-    assert parse_terminology_tag("nonsense") is None
-    assert Label.from_dict(kidney.to_dict()) == kidney

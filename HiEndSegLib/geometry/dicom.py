@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import warnings
 from dataclasses import dataclass, field, replace
@@ -163,9 +165,22 @@ def _files_below(folder: Path):
         yield from (Path(current) / name for name in names if not name.startswith(".") and name != "DICOMDIR")
 
 
+@contextlib.contextmanager
+def quiet_pydicom():
+    """pydicom warns about each odd value and logs tracebacks; what matters is checked here and said in a sentence."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _header(path: Path, force: bool = False) -> pydicom.Dataset:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # pydicom warns about each odd value; what matters is checked below
+    with quiet_pydicom():
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=force)
 
 
@@ -209,8 +224,12 @@ def _nothing_found(where: Path, reasons: dict[str, int], broken: int) -> str:
 def _slices_of(ds: pydicom.Dataset, path: Path) -> list[Slice] | str:
     """The planes of one file, or in a few words what it is instead."""
     modality = str(ds.get("Modality", "") or "")
-    if modality in NOT_IMAGES or not ds.get("Rows") or not ds.get("Columns"):
-        return f"{modality or 'DICOM'} objects instead of images"
+    if not ds.get("Rows") or not ds.get("Columns"):
+        if modality in ("", "CT", "MR"):
+            raise ValueError("an image that ends within its header")
+        return f"{modality} objects instead of images"
+    if modality in NOT_IMAGES:
+        return f"{modality} objects instead of images"
     if int(ds.get("SamplesPerPixel", 1) or 1) != 1:
         return "colour pictures"
     if "LOCALIZER" in (ds.get("ImageType") or []):

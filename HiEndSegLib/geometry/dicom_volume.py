@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.errors import InvalidDicomError
 
 from ..errors import InputError
-from .dicom import SAME_POSITION, Series, Slice
+from .dicom import SAME_POSITION, Series, Slice, quiet_pydicom
 from .rescale import rescale
 from .volume import Volume
 
@@ -85,8 +83,7 @@ def _decode(slices: list[Slice]) -> np.ndarray:
 def _pixels(s: Slice) -> tuple[np.ndarray, pydicom.Dataset | None]:
     """Stored pixels and the header to rescale them by, or, from ITK's decoder, values that need no rescaling."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_pydicom():
             ds = pydicom.dcmread(s.path, force=True)
             if "PixelData" not in ds:
                 raise InputError(f"{s.path.name} holds no pixels, only a header; export it again.")

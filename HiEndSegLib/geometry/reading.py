@@ -135,7 +135,8 @@ def _cases_below(folder: Path):
 def read_nifti(path: Path) -> Volume:
     """NIfTI-1 and -2. The matrix is nibabel's `affine`: sform if it is set, else qform, else pixdim."""
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        with (gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file,
+              nib.imageglobals.LoggingOutputSuppressor()):
             start = file.read(4)
             file.seek(0)
             sizes = [int.from_bytes(start, order) for order in ("little", "big")]
