@@ -19,7 +19,7 @@ SAMPLE = "Sample/ct-abdomen-09.nii.gz"
 
 def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     """Segment the sample into the output folder; the exit code. Raises HiEndSegError."""
-    card = Registry().get(options.model)
+    card = Registry().verify(options.model, interrupt.token)
     check_device(options.device)
     from ..geometry.reading import find_cases, read_volume
 

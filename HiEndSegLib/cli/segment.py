@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
 
     Raises HiEndSegError for what concerns all cases (model, options, output folder).
     """
-    card = Registry().get(options.model)
+    card = Registry().verify(options.model, interrupt.token)
     request = batch.Request(card, only=only_of(options.only, card), roi=roi_of(options.roi), series=options.series)
     check_device(options.device)
     from ..geometry.reading import find_cases
@@ -64,8 +64,9 @@ def _work(engine: Any, targets: list[batch.Target], request: batch.Request, tabl
         try:
             result, record = segment_case(engine, target, request, options.device, line, interrupt, options.overwrite)
             line.end()
-            say(f"{target.name}: {sum(1 for row in result.statistics if row['voxels'])} structures in "
-                f"{duration(time.monotonic() - started)}, {target.path}")
+            found = sum(1 for row in result.statistics if row["voxels"])
+            say(f"{target.name}: {found} structure{'s' * (found != 1)} in {duration(time.monotonic() - started)}, "
+                f"{target.path}")
             for sentence in result.messages:
                 say(f"  {sentence}")
             if len(targets) == 1:
