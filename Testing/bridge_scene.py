@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-slicer = pytest.importorskip("slicer", reason="the slicer-core wheel is not installed: no MRML to test the bridge on")
+slicer = pytest.importorskip("slicer", exc_type=ImportError,
+                             reason="the slicer-core wheel is missing or cannot be loaded: no MRML to test the bridge")
 
 import vtk                                                                          # noqa: E402
 from vtkmodules.util import numpy_support                                           # noqa: E402

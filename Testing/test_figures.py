@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-figures = pytest.importorskip("HiEndSegLib.figures")
+from HiEndSegLib import figures
+
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: no pictures to test")
 
 from matplotlib.image import imread                                                 # noqa: E402
@@ -168,7 +169,7 @@ def test_the_smallest_and_the_flattest(tmp_path, shape):
 
 def test_many_structures_and_no_window(tmp_path):
     ct, labels = phantom()
-    array = (np.arange(labels.array.size) // 100 % 61).reshape(labels.shape).astype(np.uint8)
+    array = (np.arange(labels.array.size) // 224 % 61).reshape(labels.shape).astype(np.uint8)
     legend = [Label(v, f"s{v}", f"structure number {v}", (v * 4, 255 - v * 4, 90), None) for v in range(1, 61)]
     noisy = ct.with_array(np.random.default_rng(1).normal(3000, 40, ct.shape).astype(np.float32))
     noisy.array[0, 0, 0] = np.nan
