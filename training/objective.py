@@ -15,9 +15,15 @@ from HiEndSegLib.networks.matching import (fixed_assignment, marginal_cross_entr
 
 
 def sublattice(volume: Tensor, offset: tuple[int, int, int], stride: int = 2) -> Tensor:
-    """Every `stride`-th voxel from `offset`: an eighth of the points sees full resolution over the steps."""
-    i, j, k = offset
-    return volume[..., i::stride, j::stride, k::stride]
+    """One voxel of every block of `stride` along each axis, wandering within the block from one block to the next.
+
+    Over all offsets every voxel is visited once; with any one offset every position within a block is, so that no
+    sub-pixel channel is starved.
+    """
+    for axis, start in zip((-3, -2, -1), offset):
+        block = torch.arange(volume.shape[axis] // stride, device=volume.device)
+        volume = volume.index_select(volume.dim() + axis, block * stride + (block + start) % stride)
+    return volume
 
 
 def maskmed_loss(out: HeadOutput, possible: Tensor, *, offset: tuple[int, int, int] = (0, 0, 0),

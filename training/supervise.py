@@ -99,7 +99,7 @@ def train(args: argparse.Namespace) -> None:
         drawn = [sampler.draw() for _ in range(args.batch)]
         x = torch.stack([d[0] for d in drawn]).to(device)
         possible = torch.stack([d[1] for d in drawn]).to(device)
-        offset = tuple(int(o) for o in sampler.rng.integers(0, 2, 3))
+        offset = tuple(int(o) for o in sampler.rng.integers(0, 4, 3))
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             out = network(x)
         if config["kind"] == "maskmed":

@@ -82,6 +82,25 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
 
 
+class FullResolution(nn.Module):
+    """Stride-2 map (B, C, I/2, ...) -> features (B, out, I, J, K).
+
+    A smooth part (interpolated) that every voxel trains, and a sub-pixel part for the detail within a 2x2x2 block, which
+    starts at zero so that no block pattern has to be unlearned.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.smooth = nn.Conv3d(in_channels, out_channels, 1)
+        self.detail = nn.Conv3d(in_channels, 8 * out_channels, 1)
+        nn.init.zeros_(self.detail.weight)
+        nn.init.zeros_(self.detail.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        smooth = F.interpolate(self.smooth(x), scale_factor=2.0, mode="trilinear", align_corners=False)
+        return smooth + depth_to_space(self.detail(x))
+
+
 class MaskMed(nn.Module):
     """The default network: `PyramidEncoder` and `MaskedMultiScaleHead`. num_classes counts the background.
 
@@ -96,7 +115,7 @@ class MaskMed(nn.Module):
         channels = dict(zip((2, 4, 8), self.encoder.pyramid.channels))
         self.num_classes = num_classes
         self.head_scales = tuple(head_scales)
-        self.mask_features = nn.Conv3d(channels[2], 8 * mask_dim, 1)
+        self.mask_features = FullResolution(channels[2], mask_dim)
         self.head = MaskedMultiScaleHead(
             num_classes=num_classes, memory_channels=[channels[s] for s in head_scales], mask_dim=mask_dim,
             num_queries=num_queries, embed_dim=head_dim, num_heads=head_heads, rounds=rounds)
@@ -104,7 +123,7 @@ class MaskMed(nn.Module):
     def forward(self, x: Tensor) -> HeadOutput:
         """(B, C, I, J, K) -> HeadOutput."""
         maps = dict(zip((8, 4, 2), self.encoder(x)))
-        features = depth_to_space(self.mask_features(maps[2]))                          # (B, d_mask, I, J, K)
+        features = self.mask_features(maps[2])                                          # (B, d_mask, I, J, K)
         return self.head([maps[s] for s in self.head_scales], features)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -120,12 +139,12 @@ class PointwiseNet(nn.Module):
         super().__init__()
         self.encoder = PyramidEncoder(**encoder)
         self.num_classes = num_classes
-        self.mask_features = nn.Conv3d(self.encoder.pyramid.channels[0], 8 * mask_dim, 1)
+        self.mask_features = FullResolution(self.encoder.pyramid.channels[0], mask_dim)
         self.classifier = nn.Conv3d(mask_dim, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, I, J, K) -> logits (B, num_classes, I, J, K)."""
-        return self.classifier(depth_to_space(self.mask_features(self.encoder(x)[-1])))
+        return self.classifier(self.mask_features(self.encoder(x)[-1]))
 
     def scores(self, x: Tensor) -> Tensor:
         """Softmax over classes, (B, num_classes, I, J, K)."""
