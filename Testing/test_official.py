@@ -11,8 +11,16 @@ import pytest
 import torch
 
 from HiEndSegLib.errors import ModelError
-from HiEndSegLib.models.official import (channel_last_kernel, encoder_shape, load_encoder, load_unetr, plain_unetr,
-                                         to_encoder, to_unetr, unwrap_state)
+from HiEndSegLib.models.official import (
+    channel_last_kernel,
+    encoder_shape,
+    load_encoder,
+    load_unetr,
+    plain_unetr,
+    to_encoder,
+    to_unetr,
+    unwrap_state,
+)
 from HiEndSegLib.models.weights import read_checkpoint, read_safetensors
 from HiEndSegLib.networks.position import resize_position, sincos_position_3d
 from HiEndSegLib.networks.unetr import UNETR12

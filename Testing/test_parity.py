@@ -73,7 +73,7 @@ def test_as_a_command(tmp_path, a_recording):
     path = tmp_path / "Aufnahme mit ö.pt"
     torch.save(a_recording, path)
     done = subprocess.run([sys.executable, "-m", "training.parity", str(path)], capture_output=True, text=True,
-                          cwd=Path(__file__).resolve().parents[1])
+                          check=False, cwd=Path(__file__).resolve().parents[1])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("max ")
 

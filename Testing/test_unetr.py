@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from HiEndSegLib.errors import OptionError
 from HiEndSegLib.networks.build import build_network
-from HiEndSegLib.networks.unetr import ResidualBlock, TokenBlock, UNETR12, UpBlock, make_norm, unetr16
+from HiEndSegLib.networks.unetr import UNETR12, ResidualBlock, TokenBlock, UpBlock, make_norm, unetr16
 
 TINY = {"out_channels": 3, "in_channels": 2, "feature_size": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 3}
 

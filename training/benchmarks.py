@@ -158,7 +158,8 @@ def memory_in_own_process(key: str, options: argparse.Namespace) -> int:
                "--channels", str(options.channels)]
     if options.threads:
         command += ["--threads", str(options.threads)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).resolve().parents[1])
     if done.returncode:
         raise OptionError(f"Measuring the memory of {key} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     return int(done.stdout.strip().splitlines()[-1])
@@ -201,11 +202,12 @@ def table(rows: Sequence[dict], options: argparse.Namespace) -> str:
     """The rows as text, with ratios to the first."""
     first = rows[0]
     device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else processor()
-    lines = [f"tile {options.channels} x {options.size}^3 -> {options.classes} class probabilities, "
-             f"{options.precision}, {options.rounds} interleaved rounds",
-             f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}", "",
-             f"{'network':<34}{'M param.':>9}{'GFLOP':>10}{'ratio':>8}{'seconds':>10}{'fastest':>9}{'ratio':>8}"
-             f"{'peak MB':>10}{'ratio':>8}"]
+    title = (f"tile {options.channels} x {options.size}^3 -> {options.classes} class probabilities, "
+             f"{options.precision}, {options.rounds} interleaved rounds")
+    machine = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    heads = (f"{'network':<34}{'M param.':>9}{'GFLOP':>10}{'ratio':>8}{'seconds':>10}{'fastest':>9}{'ratio':>8}"
+             f"{'peak MB':>10}{'ratio':>8}")
+    lines = [title, machine, "", heads]
     for row in rows:
         lines.append(
             f"{row['name']:<34}{row['parameters'] / 1e6:>9.1f}{row['gflop']:>10.1f}"
