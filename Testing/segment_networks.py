@@ -100,7 +100,7 @@ def lattice(shape, spacing, directions=None, origin=(12.5, -7.25, 40.0)):
     return matrix
 
 
-def phantom(shape, matrix, blocks, margin=4, dtype=np.int16, seed=0):
+def phantom(shape, matrix, blocks, margin=4, dtype=np.int16, noise=8):
     """Water with a little noise in room air, with blocks in it.
 
     blocks: list of (low, high, HU) in voxel indices. margin: voxels of air around (0 where an axis is short).
@@ -110,7 +110,7 @@ def phantom(shape, matrix, blocks, margin=4, dtype=np.int16, seed=0):
     array[body] = 0
     for low, high, hu in blocks:
         array[tuple(slice(a, b) for a, b in zip(low, high))] = hu
-    array += np.random.default_rng(seed).normal(0, 8, shape)
+    array += np.random.default_rng(0).normal(0, noise, shape)
     return Volume(np.clip(array, -1024, 3071).astype(dtype), matrix, "phantom", {"modality": "CT"})
 
 

@@ -128,8 +128,10 @@ _HALF_PAYS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictiona
 
 def half_pays_on_cpu(network: nn.Module, tile: Tensor) -> bool:
     """Whether bfloat16 is worth it for this network on this CPU: there are instructions for it, and one tile
-    (1, C, I, J, K), timed both ways, is faster by HALF_GAIN with the same winner nearly everywhere. Asked once per
-    network and process; costs three tiles where the CPU has the instructions, nothing elsewhere."""
+    (1, C, I, J, K), computed both ways, takes less CPU time by HALF_GAIN with the same winner nearly everywhere.
+
+    Asked once per network and process; costs three tiles where the CPU has the instructions, nothing elsewhere.
+    """
     if not cpu_has_bfloat16():
         return False
     if network not in _HALF_PAYS:
@@ -148,16 +150,16 @@ def cpu_has_bfloat16() -> bool:
 
 def _measure_half(network: nn.Module, tile: Tensor) -> bool:
     with torch.inference_mode():
-        network.scores(tile)                                             # the first call sets up its buffers
-        begin = time.perf_counter()
+        network.scores(tile)                     # the first call sets up its buffers
+        begin = time.process_time()              # of this process alone: other programs do not sway it
         full = network.scores(tile)
-        middle = time.perf_counter()
+        middle = time.process_time()
         try:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 half = network.scores(tile)
-        except RuntimeError:                                             # an operation without a bfloat16 kernel
+        except RuntimeError:                     # an operation without a bfloat16 kernel
             return False
-        end = time.perf_counter()
+        end = time.process_time()
     same = (full.argmax(1) == half.argmax(1)).float().mean().item()
     return bool(middle - begin >= HALF_GAIN * (end - middle) and same >= 0.995 and torch.isfinite(half).all())
 

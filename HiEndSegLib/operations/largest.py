@@ -32,9 +32,9 @@ def keep_largest(array: np.ndarray, values: Iterable[int], *, progress: Progress
     counts = _block_counts(array, max(values, default=0), cancel) if values else {}
     removed = {}
     for done, value in enumerate(values):
+        progress(done / len(values), "Keeping the largest part of each structure")
         if cancel is not None:
             cancel.check()
-        progress(done / len(values), "Keeping the largest part of each structure")
         gone = _keep_largest_of(array, value, counts[value], cancel)
         if gone:
             removed[value] = gone

@@ -18,6 +18,8 @@ from .plan import MemoryPlan, Step, gigabytes
 from .scores import ScoreGrid
 from .tiling import Index, cut_tile, gaussian_weights
 
+#: On a CPU, half precision is tried out only where there is enough to gain: from this many tiles on.
+HALF_TILES = 16
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -75,8 +77,8 @@ class TileJob:
                 self._enter(steps[0], grid)
                 while done < count:
                     batch = self.starts[done:done + steps[0].tile_batch]
-                    self.cancel.check()
                     self.progress(done / count, f"Tile {done + 1} of {count}")
+                    self.cancel.check()
                     scores = self._scores(batch, steps[0])
                     for one, start in zip(scores, batch):
                         grid.add(one, start, self.weights)
@@ -115,7 +117,7 @@ class TileJob:
                 f"There is not enough memory on {tried.device}: about {gigabytes(self.plan.bytes_host)} are needed and "
                 f"{gigabytes(free_bytes('cpu'))} are free; close other programs, or segment a smaller region.")
         self.say(f"{tried.device} ran out of memory at tile {done + 1} of {len(self.starts)}; going on with "
-                 f"{rest[0].sentence()}.")
+                 f"{rest[0].instead_of(tried)}.")
         return rest
 
     def _scores(self, batch: Sequence[Index], step: Step) -> Tensor:
@@ -138,7 +140,7 @@ class TileJob:
             return None
         if step.device != "cpu":
             return half_type(step.device)
-        if self.precision == "half" or half_pays_on_cpu(self.network, x[:1]):
+        if self.precision == "half" or len(self.starts) >= HALF_TILES and half_pays_on_cpu(self.network, x[:1]):
             return torch.bfloat16
         return None
 

@@ -162,10 +162,11 @@ class _Job:
                 self.say(f"{guess.sentence.rstrip('.')}; this model was made for CT in Hounsfield units, so do not "
                          "rely on the result.")
             progress(0.1, "Resampling to the model's spacing")
+            self.cancel.check()
             image = resample_to_spacing(self.ras, self.card.spacing)
             self.model_image, self.model_matrix = image.array, image.ijk_to_ras
-            self.cancel.check()
             progress(0.7, "Finding the body")
+            self.cancel.check()
             body = body_mask(image) if guess.is_hu else np.ones(image.shape, dtype=bool)
             self.starts, self.low, self.high, self.body = self._place(body)
         if not self.starts:
@@ -252,8 +253,8 @@ class _Job:
 
     def measure(self, labels: Volume) -> list[dict]:
         with self.timed("measure"):
-            self.cancel.check()
             self.stage("measure")(0.0, "Measuring volumes")
+            self.cancel.check()
             statistics = structure_statistics(labels, self.volume, self.legend)
         missing = [row["name"] for row in statistics if not row["voxels"]]
         if self.starts and len(missing) == len(statistics):
