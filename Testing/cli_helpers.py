@@ -64,7 +64,7 @@ class FakeEngine:
         self.asked.append({"name": volume.name, "model": model, "device": device, "only": only, "roi": roi})
         progress(0.0, "30 x 32 x 28 voxels: about 0.2 GB of main memory (10 GB free).")
         if "crash" in volume.name:
-            raise EngineError("The engine stopped while it worked (killed by signal 9, often out of memory); try again.")
+            raise EngineError("The engine stopped while it worked (killed by signal 9); try again.")
         if "bug" in volume.name:
             raise ZeroDivisionError("division by zero")
         if volume.name == self.interrupt_at:

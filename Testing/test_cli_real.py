@@ -211,7 +211,8 @@ def test_the_demonstration_can_be_repeated(capsys, tmp_path):
     for _ in range(2):
         code, said, _ = run(capsys, "demo", "-o", out, "--model", "coarse", "--device", "cpu", "--in-process")
         assert code == 0
-    assert files_in(out) == ["ct-abdomen-09.hiendseg.json", "ct-abdomen-09.png", "ct-abdomen-09.seg.nrrd", "volumes.csv"]
+    assert files_in(out) == ["ct-abdomen-09.hiendseg.json", "ct-abdomen-09.png", "ct-abdomen-09.seg.nrrd",
+                             "volumes.csv"]
     assert "Liver" in said and str(out / "ct-abdomen-09.png") in said
     assert (out / "ct-abdomen-09.png").read_bytes().startswith(b"\x89PNG")
     labels, _ = read_labels(out / "ct-abdomen-09.seg.nrrd")
@@ -287,7 +288,8 @@ def test_a_model_whose_network_cannot_be_built_is_not_added(capsys, tmp_path, mo
 
 
 def test_the_command_line_opens_without_torch():
-    code = ("import sys\nfor name in ('torch', 'numpy', 'SimpleITK', 'nibabel', 'vtk', 'slicer'): sys.modules[name] = None\n"
+    code = ("import sys\n"
+            "for name in ('torch', 'numpy', 'SimpleITK', 'nibabel', 'vtk', 'slicer'): sys.modules[name] = None\n"
             "from HiEndSegLib.cli import main\n"
             "assert main(['models', 'list']) == 0\nmain(['--help'])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})

@@ -26,8 +26,8 @@ RECORD_FORMAT = "hiendseg-result"
 CSV_NAME = "volumes.csv"
 CSV_HEADER = ["case", "structure", "name", "value", "voxels", "volume_ml", "mean_hu", "model", "output"]
 #: Endings of files that a person may well ask for and that hold no label map; anything else unknown names a folder.
-_OTHER_FILES = {".png", ".jpg", ".jpeg", ".dcm", ".csv", ".txt", ".json", ".gz", ".zip", ".mhd", ".nhdr", ".hdr", ".img",
-                ".mgz", ".mgh", ".stl", ".obj", ".vtk", ".vtp", ".tif", ".tiff", ".npy", ".npz", ".mrb", ".h5"}
+_OTHER_FILES = {".png", ".jpg", ".jpeg", ".dcm", ".csv", ".txt", ".json", ".gz", ".zip", ".mhd", ".nhdr", ".hdr",
+                ".img", ".mgz", ".mgh", ".stl", ".obj", ".vtk", ".vtp", ".tif", ".tiff", ".npy", ".npz", ".mrb", ".h5"}
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def sentence_of(error: BaseException) -> str:
         return "There is not enough memory for this case; close other programs, crop it with --roi, or use a larger " \
                "computer."
     if isinstance(error, OSError):
-        return f"The system refused ({error.strerror or error}{f': {error.filename}' if error.filename else ''}); check " \
-               "the file and the disk."
+        where = f": {error.filename}" if error.filename else ""
+        return f"The system refused ({error.strerror or error}{where}); check the file and the disk."
     first = (str(error).splitlines() or [""])[0][:200]
     return f"An unexpected error happened ({type(error).__name__}: {first}); run again with --debug and report it."

@@ -233,14 +233,14 @@ def _check(data: Any, where: str) -> None:
     weights = data.get("weights") if isinstance(data, dict) else None
     name = weights.get("file") if isinstance(weights, dict) else None
     if isinstance(name, str) and leads_outside(name):
-        raise ModelError(f"{where}: field weights.file ({_short(name)}) points outside the model's own folder, which no "
-                         "model may do; do not use it, and ask its author for a proper copy.")
+        raise ModelError(f"{where}: field weights.file ({_short(name)}) points outside the model's own folder, which "
+                         "no model may do; do not use it, and ask its author for a proper copy.")
     _check_schema(data, where)
 
     values = sorted(entry["value"] for entry in data["labels"])
     if values != list(range(1, len(values) + 1)):
-        raise ModelError(f"{where}: the label values must be 1 to {len(values)} without gap or repetition, and they are "
-                         f"{_short(', '.join(map(str, values)))}.")
+        raise ModelError(f"{where}: the label values must be 1 to {len(values)} without gap or repetition, and they "
+                         f"are {_short(', '.join(map(str, values)))}.")
     ids = [entry["id"] for entry in data["labels"]]
     doubled = sorted({name for name in ids if ids.count(name) > 1})
     if doubled:

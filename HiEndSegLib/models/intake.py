@@ -41,8 +41,8 @@ class FolderSource:
 
     def open(self, name: str) -> BinaryIO:
         if not self.has(name):
-            raise ModelError(f"The model folder {self.folder} has no file {name}, or it is a link that leads out of the "
-                             "folder; get the model again.")
+            raise ModelError(f"The model folder {self.folder} has no file {name}, or it is a link that leads out of "
+                             "the folder; get the model again.")
         return open(self.folder / name, "rb")
 
 

@@ -155,13 +155,13 @@ def _build(card: ModelCard, build: Builder, may_need_memory: bool = False) -> nn
     except (HiEndSegError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError,
             AttributeError) as error:
         reason = _builder_words(error)
-        raise ModelError(f"The network of model {card.key} cannot be built ({reason}); the card was written for another "
-                         "version of HiEndSeg or is damaged.") from None
+        raise ModelError(f"The network of model {card.key} cannot be built ({reason}); the card was written for "
+                         "another version of HiEndSeg or is damaged.") from None
     except (NotImplementedError, RuntimeError) as error:
         if may_need_memory:
             return None  # something in a constructor looks at values, which meta tensors do not have
-        raise ModelError(f"The network of model {card.key} cannot be built ({str(error).splitlines()[0]}); the card was "
-                         "written for another version of HiEndSeg or is damaged.") from None
+        raise ModelError(f"The network of model {card.key} cannot be built ({str(error).splitlines()[0]}); the card "
+                         "was written for another version of HiEndSeg or is damaged.") from None
 
 
 def _builder_words(error: Exception) -> str:
@@ -196,8 +196,8 @@ def _compare(card: ModelCard, wanted: Mapping[str, tuple], found: Mapping[str, t
 def _check_channels(card: ModelCard, network: Mapping) -> None:
     channels = network.get("in_channels", 1)
     if channels != len(card.windows):
-        raise ModelError(f"Model {card.key} has {len(card.windows)} intensity windows and a network of {channels} input "
-                         "channels; the two must be equal, so correct the card.")
+        raise ModelError(f"Model {card.key} has {len(card.windows)} intensity windows and a network of {channels} "
+                         "input channels; the two must be equal, so correct the card.")
 
 
 def _check_classes(card: ModelCard, network: nn.Module) -> None:

@@ -87,8 +87,8 @@ class Registry:
         cards = self.list()
         if id_or_path is None:
             if not cards:
-                raise ModelError(f"No model is installed: neither {self.shipped} nor {self.user} holds one; install one "
-                                 "with 'hiendseg models add'." + self._problem_words())
+                raise ModelError(f"No model is installed: neither {self.shipped} nor {self.user} holds one; install "
+                                 "one with 'hiendseg models add'." + self._problem_words())
             return cards[0]
         name = os.fspath(id_or_path)
         found = [card for card in cards if name in (card.id, card.key)]
@@ -119,8 +119,9 @@ class Registry:
         """Copy a model folder or `.zip` into the user's folder, checked, whole or not at all.
 
         Only the card, the weights and texts (licence, read-me) are taken. check: called with the copy's card before
-        it counts (e.g. `loading.load_model`, where torch is there); what it raises stops the addition. Raises ModelError (not a sound model, or
-        its id and version exist already) and OutputError (disk full, not writable).
+        it counts (e.g. `loading.load_model`, where torch is there); what it raises stops the addition.
+        Raises ModelError (not a sound model, or its id and version exist already) and OutputError (disk full, not
+        writable).
         """
         with open_source(Path(path)) as source:
             card = source.card()
@@ -216,7 +217,8 @@ def _scan(root: Path, problems: list[ModelProblem]) -> list[ModelCard]:
             size = card.weights_path.stat().st_size  # missing or cut short is seen here; altered only by verify()
             if size != card.weights["bytes"]:
                 raise ModelError(f"The weights of model {card.key} have {size} bytes instead of "
-                                 f"{card.weights['bytes']}; the copy in {folder} is incomplete, so get the model again.")
+                                 f"{card.weights['bytes']}; the copy in {folder} is incomplete, so get the model "
+                                 "again.")
         except HiEndSegError as error:
             problems.append(ModelProblem(folder, str(error)))
         else:
