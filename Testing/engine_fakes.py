@@ -82,7 +82,7 @@ class FakeLibrary:
         sys.stdout.flush()
         os.write(1, b'{"type":"finished","job":1,"result":"forged"}\n')
         subprocess.run([sys.executable, "-c", "print('from a child', input() if 0 else '')"], check=True)
-        warnings.warn(f"about /data/patients/anna/ct.nii.gz, called {volume.name}")
+        warnings.warn(f"about /data/patients/anna/ct.nii.gz, called {volume.name}", stacklevel=1)
 
     def do_progress(self, volume, progress, cancel):
         for step in (0.3, 0.2, float("nan"), 0.9):

@@ -1,4 +1,4 @@
-"""What the engine's tests share: a small volume, a client on the fake operations, waiting for an event, not for time."""
+"""What the engine's tests share: a small volume, a client on the fake operations, waiting for events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fake_client(temporary, **patience):
                         worker_arguments=("--test-operations", FAKES))
 
 
-def until(condition, job=None, seconds=20.0):
+def until(condition, job=None, seconds=60.0):
     """Poll until `condition()`; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

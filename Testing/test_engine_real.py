@@ -1,4 +1,4 @@
-"""The engine with the real operations and a small real network: what comes through the process is what comes without."""
+"""The engine with the real operations and a small real network: the same with and without the process."""
 
 from __future__ import annotations
 

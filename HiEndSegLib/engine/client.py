@@ -19,10 +19,9 @@ from typing import Any
 
 from .. import __version__
 from ..errors import Cancelled, EngineError, HiEndSegError, from_code
-from ..tasks import CancelToken
 from . import protocol, transfer
 from .failures import as_failure
-from .folder import PrivateFolder, sweep
+from .inhand import Bell, Given, Task
 from .interface import Engine, Job, JobState
 from .process import START_SCRIPT, WorkerProcess, choose_interpreter, describe_exit, inside_slicer, worker_environment
 from .redact import redact
@@ -34,90 +33,9 @@ class Patience:
 
     start: float = 90.0      # from starting Python to its first line; a cold disk or a virus scanner takes its time
     silence: float = 60.0    # without any line although it lives: it hangs (one beat is due every half second)
-    cancel: float = 0.8      # from asking to stop to killing it; leaves time to be cancelled within a second
+    cancel: float = 0.7      # from asking to stop to killing it; with `gone`, less than the second that is promised
     close: float = 1.0       # from closing its stdin to killing it
-    gone: float = 0.5        # for a killed process to disappear
-
-
-class _Bell:
-    """Wakes a waiting `_pump` when a thread has put something into a queue."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self.count = 0
-
-    def ring(self) -> None:
-        with self._condition:
-            self.count += 1
-            self._condition.notify_all()
-
-    def wait(self, seen: int, timeout: float) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: self.count != seen, timeout)
-
-
-class _Given:
-    """What must be given back whatever happens: folders and processes. Outlives the client, knows nothing of it."""
-
-    def __init__(self) -> None:
-        self.folders: set[PrivateFolder] = set()          # made and not yet removed
-        self.over: set[PrivateFolder] = set()             # those of jobs that are over
-        self.processes: set[WorkerProcess] = set()
-
-    def tidy(self) -> None:
-        """Forget processes that are gone; remove what is over, again if it was in use the last time."""
-        self.processes = {process for process in self.processes if process.returncode is None}
-        for folder in list(self.over):
-            if folder.remove():
-                self.over.discard(folder)
-                self.folders.discard(folder)
-
-    def release(self) -> None:
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.wait_gone(1.0)
-        self.over.update(list(self.folders))
-        self.tidy()
-
-
-class _Task:
-    """A job on its way through the worker."""
-
-    def __init__(self, job: Job, arguments: dict):
-        self.job = job
-        self.arguments = arguments
-        self.encoded: Any = None
-        self.folder: PrivateFolder | None = None
-        self.token = CancelToken()               # stops the writing of its voxels
-        self.thread: threading.Thread | None = None
-        self.error: BaseException | None = None
-        self.stored = threading.Event()
-        self.sent = False
-        self.begun = False                       # the worker has said something about it
-        self.spared = False                      # got a second worker because the first died before it had begun
-        self.kill_at = float("inf")
-        self.secrets = tuple(value.name for value in arguments.values() if getattr(value, "name", None))
-
-    def store(self, parent: Path | None, given: _Given, bell: _Bell) -> None:
-        """On a thread of its own: make the private folder and write the voxels."""
-        try:
-            sweep(parent)
-            self.folder = PrivateFolder(parent)
-            given.folders.add(self.folder)
-            try:
-                self.encoded, arrays = transfer.encode(self.arguments, "argument")
-            except TypeError as error:
-                raise EngineError(f"The job's arguments cannot be handed over: {error}") from None
-            transfer.write_arrays(arrays, self.folder.path, self.token.check)
-        except Exception as error:               # noqa: BLE001 - raised where the job is polled
-            self.error = error
-        finally:
-            self.arguments = {}
-            if self.token.cancelled and self.folder is not None:
-                self.folder.remove()
-            self.stored.set()
-            bell.ring()
+    gone: float = 0.2        # for a killed process to disappear; then somebody else waits for it
 
 
 class EngineClient(Engine):
@@ -135,9 +53,9 @@ class EngineClient(Engine):
         self._patience = patience or Patience()
         self._worker_arguments = tuple(worker_arguments)
         self._lock = threading.RLock()
-        self._bell = _Bell()
-        self._waiting: deque[_Task] = deque()
-        self._task: _Task | None = None
+        self._bell = Bell()
+        self._waiting: deque[Task] = deque()
+        self._task: Task | None = None
         self._number = 0
         self._worker: WorkerProcess | None = None
         self._greeted = False
@@ -146,7 +64,7 @@ class EngineClient(Engine):
         self._looked = 0.0
         self._end_seen = float("inf")
         self._closed = False
-        self._given = _Given()
+        self._given = Given()
         self._finalizer = weakref.finalize(self, self._given.release)      # also at interpreter exit
 
     # what a face may ask
@@ -205,7 +123,7 @@ class EngineClient(Engine):
                 raise EngineError("This engine was closed; make a new one.")
             self._number += 1
             job = Job(self, self._number, operation)
-            self._waiting.append(_Task(job, arguments))
+            self._waiting.append(Task(job, arguments))
             self._turn()
         return job
 
@@ -276,7 +194,7 @@ class EngineClient(Engine):
         elif kind in (protocol.FINISHED, protocol.FAILED, protocol.CANCELLED):
             self._take_end(task, kind, message)
 
-    def _take_end(self, task: _Task, kind: str, message: dict) -> None:
+    def _take_end(self, task: Task, kind: str, message: dict) -> None:
         if task.job.state is JobState.CANCELLING or kind == protocol.CANCELLED:
             outcome: Any = Cancelled()
         elif kind == protocol.FAILED:
@@ -294,8 +212,8 @@ class EngineClient(Engine):
         theirs = (message.get("protocol"), message.get("library"))
         if theirs != (protocol.PROTOCOL_VERSION, __version__):
             self._lose(EngineError(f"The worker is HiEndSeg {theirs[1]} (protocol {theirs[0]}) and this program is "
-                                   f"{__version__} (protocol {protocol.PROTOCOL_VERSION}); restart the program, so that "
-                                   "both are the version that is installed now."))
+                                   f"{__version__} (protocol {protocol.PROTOCOL_VERSION}); restart the program, so "
+                                   "that both are the version that is installed now."))
             return
         self._greeted = True
 
@@ -352,17 +270,16 @@ class EngineClient(Engine):
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.kill()
-            worker.wait_gone(self._patience.gone)
+            if not worker.wait_gone(self._patience.gone):
+                self._given.wait_for_end(worker)
 
-    def _finish(self, task: _Task, outcome: Any, *, kill: bool = False) -> None:
+    def _finish(self, task: Task, outcome: Any, *, kill: bool = False) -> None:
         """The end of the current job: worker, folder and state, in this order."""
         if kill:
             self._drop_worker()
         self._task = None
         task.token.cancel()
-        if task.folder is not None:
-            self._given.over.add(task.folder)
-        self._given.tidy()
+        self._given.give_back(task.folder)
         if isinstance(outcome, Cancelled):
             task.job._cancelled()
         elif isinstance(outcome, HiEndSegError):
@@ -384,7 +301,7 @@ class EngineClient(Engine):
             elif self._greeted and not self._ended and self._worker.returncode is None:
                 self._hand_over(task)             # a dead worker is first mourned and replaced
 
-    def _begin(self, task: _Task) -> None:
+    def _begin(self, task: Task) -> None:
         self._task = task
         task.job._move(JobState.RUNNING)
         task.job._advance(0.0, "Starting the engine" if self._worker is None else "Handing over the volume")
@@ -392,7 +309,7 @@ class EngineClient(Engine):
                                        daemon=True, name="hiendseg-store")
         task.thread.start()
 
-    def _start_worker(self, task: _Task) -> bool:
+    def _start_worker(self, task: Task) -> bool:
         try:
             python = self._interpreter or choose_interpreter(inside_slicer(), sys.executable)
             self._worker = WorkerProcess([python, str(START_SCRIPT), *self._worker_arguments],
@@ -400,12 +317,12 @@ class EngineClient(Engine):
         except EngineError as error:
             self._finish(task, error)
             return False
-        self._given.processes.add(self._worker)
+        self._given.add(self._worker)
         self._greeted = self._ended = False
         self._silent, self._looked, self._end_seen = 0.0, time.monotonic(), float("inf")
         return True
 
-    def _hand_over(self, task: _Task) -> None:
+    def _hand_over(self, task: Task) -> None:
         try:
             self._worker.send({"type": protocol.JOB, "job": task.job.number, "operation": task.job.operation,
                                "folder": str(task.folder.path), "arguments": task.encoded})

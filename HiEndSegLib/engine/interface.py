@@ -183,11 +183,12 @@ class Engine(abc.ABC):
                        only: list[str] | None = None, roi: tuple | None = None, **settings: Any) -> Job:
         """Start a segmentation and return at once; `job.result()` is a `SegmentResult`.
 
-        The volume's voxels must not change until the job has left its first progress message.
+        Do not change the volume's voxels in place while the job runs: they are handed over on another thread.
         """
         unknown = set(settings) - SETTINGS
         if unknown:
-            raise TypeError(f"segment() has no setting {', '.join(sorted(unknown))}; there are {', '.join(sorted(SETTINGS))}")
+            raise TypeError(f"segment() has no setting {', '.join(sorted(unknown))}; there are "
+                            f"{', '.join(sorted(SETTINGS))}")
         return self._submit("segment", {"volume": volume, "model": model, "device": device, "only": _ids(only),
                                         "roi": roi, **settings})
 

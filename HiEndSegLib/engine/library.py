@@ -73,7 +73,8 @@ class Library:
         cancel = cancel or CancelToken()
         versions: dict[str, str | None] = {"HiEndSeg": __version__, "python": platform.python_version()}
         versions.update((package, _version(package)) for package in PACKAGES)
-        sentences = [f"HiEndSeg {__version__} on Python {versions['python']}, {platform.system()} {platform.machine()}."]
+        sentences = [f"HiEndSeg {__version__} on Python {versions['python']}, {platform.system()} "
+                     f"{platform.machine()}."]
         problems: list[str] = []
         devices: list[dict] = []
         if versions["torch"] is None:

@@ -32,7 +32,8 @@ def inside_slicer(modules: Mapping[str, Any] | None = None) -> bool:
     return getattr(module, "app", None) is not None
 
 
-def choose_interpreter(in_slicer: bool, executable: str | None, which: Callable[[str], str | None] = shutil.which) -> str:
+def choose_interpreter(in_slicer: bool, executable: str | None,
+                       which: Callable[[str], str | None] = shutil.which) -> str:
     """The Python that runs the worker: PythonSlicer inside Slicer, else this interpreter.
 
     Inside Slicer `executable` is Slicer itself, so it is never a fallback: it would open a second Slicer.
@@ -86,7 +87,7 @@ def describe_exit(code: int | None, stderr: str = "") -> str:
 
 
 class WorkerProcess:
-    """A started worker. Reader threads fill `arrived`, a writer thread empties `send`; nothing here blocks or calls back.
+    """A started worker. Reader threads fill `arrived`, a writer thread sends what `send` was given; nothing blocks.
 
     `arrived` holds ("message", dict) and ("noise", text) in the order of stdout, then ("end", None).
     `ring` is called, from threads, whenever something arrived. Raises EngineError if the interpreter cannot start.

@@ -7,7 +7,7 @@ from typing import Iterable
 
 #: A POSIX path of two or more parts, a Windows path, a UNC path. In quotes a path may hold spaces.
 _QUOTED = re.compile(r"""(["'])(?:[A-Za-z]:[\\/]|\\\\|/)[^"'\n]*\1""")
-_BARE = re.compile(r"""(?:(?<![\w.:/<-])/[^\s/'":,;)\]]+/[^\s'":,;)\]]*|\b[A-Za-z]:[\\/][^\s'":,;)\]]+|\\\\[^\s'":,;)\]]+)""")
+_BARE = re.compile(r"""(?:(?<![\w.:/<-])/[^\s/'":,;)\]]+/|\b[A-Za-z]:[\\/]|\\\\)[^\s'":,;)\]]*""")
 _CODE = re.compile(r"([\w.+-]+\.py)\W*$")
 
 

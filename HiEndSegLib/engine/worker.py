@@ -1,7 +1,7 @@
 """The worker process: takes jobs one at a time, keeps the model warm, and ends when its client does.
 
 Threads: the main thread is the one that ever touches a model (cuDNN's plans are per thread); a reader sees cancels and
-the end of file while it computes; a heart beats. Started by `start_worker.py` (or `python -m HiEndSegLib.engine.worker`).
+the end of file while it computes; a heart beats. Started by `start_worker.py`, by hand with `python -m …worker`.
 
 `--test-operations FILE` replaces the library by `make_library()` of that Python file. It is for tests, which need
 operations that hang or die on command; nothing but this argument can bring in other code.
@@ -101,7 +101,7 @@ class Worker:
         os._exit(0)                                      # no time for the farewells of GPU libraries
 
     def send(self, message: dict) -> None:
-        """Send a message; one too long for the protocol becomes the job's failure. A client that is gone is no error."""
+        """Send a message; a result too long for the protocol becomes a failure. A client that is gone is no error."""
         try:
             line = protocol.encode_line(message)
         except protocol.ProtocolError as error:
