@@ -304,3 +304,15 @@ def test_a_broken_model_can_be_removed_and_a_link_is_only_unlinked(registry, tmp
         (registry.user / "linked").symlink_to(outside)
         registry.remove("linked")
         assert _names(registry.user) == [] and _names(outside) == ["card.json", "weights.safetensors"]
+
+
+# ------------------------------------------------------------------------------------------------ where models ship
+
+
+@pytest.mark.parametrize("layout", ["Resources", "HiEndSegLib/_resources"])
+def test_shipped_models_are_found_beside_the_package_and_inside_a_wheel(tmp_path, monkeypatch, layout):
+    from HiEndSegLib import resources
+
+    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "HiEndSegLib")
+    folder = write_bytes_model(tmp_path / layout / "Models" / "tiny")
+    assert Registry(user=tmp_path / "none").get().folder == folder
