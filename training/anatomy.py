@@ -13,7 +13,7 @@ from training.template import Template
 
 EXPERT = (t.SPLEEN, t.KIDNEY_LEFT, t.GALLBLADDER, t.LIVER, t.STOMACH, t.PANCREAS, t.DUODENUM, t.ESOPHAGUS)
 _SPINE = (t.VERTEBRAE, t.CANAL, t.DISC, t.SACRUM)
-_REPLACED = (*EXPERT, t.KIDNEY_RIGHT, t.AORTA, t.VENA_CAVA, *t.LUNGS, t.HEART, t.ADRENAL)
+_REPLACED = (*EXPERT, t.KIDNEY_RIGHT, t.AORTA, t.VENA_CAVA, *t.LUNGS, t.HEART, t.ADRENAL, t.TOP_SOFT)
 ANGLES = 72
 
 
@@ -112,9 +112,16 @@ def _radial(organs: np.ndarray, inner: np.ndarray, centre: tuple[float, float], 
     sure = (grow | shrink).astype(np.float32) + 0.02
     back = np.abs(bins + np.pi / 2) < np.deg2rad(38)
     log[back], sure[back] = 0, 1
-    spread = {"sigma": (2.5, 5.0), "mode": ("wrap", "nearest")}
+    # Above the organs the chest goes on as wide as it was beside them.
+    last = int(np.nonzero((sure > 0.5).any(0))[0][-1]) if (sure > 0.5).any() else log.shape[1]
+    near = slice(max(0, last - 12), last + 1)
+    weight = sure[:, near].sum(1, keepdims=True)
+    log[:, last + 1 :] = (log[:, near] * sure[:, near]).sum(1, keepdims=True) / weight
+    sure[:, last + 1 :] = np.where(weight > 0.5, 0.6, 0.02)
+    log[back] = 0
+    spread = {"sigma": (4.5, 8.0), "mode": ("wrap", "nearest")}
     log = ndimage.gaussian_filter(log * sure, **spread) / ndimage.gaussian_filter(sure, **spread)
-    return np.exp(np.clip(log, -0.3, 0.45)), theirs, angle, radius
+    return np.exp(np.clip(log, -0.22, 0.45)), theirs, angle, radius
 
 
 def _sample(volume: np.ndarray, where: list[np.ndarray], outside: int = 0) -> np.ndarray:
@@ -217,7 +224,7 @@ def complete_anatomy(organs: np.ndarray, template: Template, rng: np.random.Gene
     fine, cavity = body.sample(x[:, None, None], y[None, :, None], z[None, None, :])
     inner = cavity | np.isin(fine, (*range(1, 11),))
     ratio, radius_there, angle, radius = _radial(
-        organs > 0, inner, centre, np.isin(organs, (t.LIVER, t.SPLEEN)))
+        organs > 0, inner, centre, np.isin(organs, (t.LIVER, t.SPLEEN, t.STOMACH)))
     ratio, radius_there = ratio[angle], radius_there[angle]
     r = radius[:, :, None]
     inside = r <= radius_there * ratio
@@ -227,6 +234,7 @@ def complete_anatomy(organs: np.ndarray, template: Template, rng: np.random.Gene
     ys = (y[None, :, None] - cy) * factor + cy
     fine, cavity = body.sample(xs, ys, np.broadcast_to(z[None, None, :], xs.shape))
 
+    fine = _rounded(fine)
     fine[np.isin(fine, _REPLACED)] = t.CAVITY
     fine[cavity & (fine == t.FAT)] = t.CAVITY
     spine = np.isin(fine, _SPINE)
@@ -245,6 +253,14 @@ def complete_anatomy(organs: np.ndarray, template: Template, rng: np.random.Gene
     expected = np.array([2 * middle - there[0], there[1], there[2] - rng.uniform(0, 6)])
     right = place_kidney(fine, kidney, expected, rng)
     fine[right] = t.KIDNEY_RIGHT
+    return fine
+
+
+def _rounded(fine: np.ndarray) -> np.ndarray:
+    """Smooths the body's outline, which sampling left ragged; in place."""
+    body = ndimage.gaussian_filter((fine != t.OUTSIDE).astype(np.float32), (2.0, 2.0, 1.5), truncate=2.5) > 0.5
+    fine[~body & np.isin(fine, (t.SKIN, t.FAT, t.MUSCLE))] = t.OUTSIDE
+    fine[body & (fine == t.OUTSIDE)] = t.FAT
     return fine
 
 

@@ -82,7 +82,13 @@ def diaphragm(organs: np.ndarray) -> np.ndarray:
     tall = np.where(kidney.any(2), kidney.shape[2] - 1 - np.argmax(kidney[:, :, ::-1], axis=2) + 4, -1)
     top = np.maximum(top, tall)
     nearest = ndimage.distance_transform_edt(top < 0, return_distances=False, return_indices=True)
-    return ndimage.gaussian_filter(top[tuple(nearest)], 1.5)
+    top = top[tuple(nearest)]
+    # A sheet under tension bridges the dips between the organs: closing with a ball of 45 mm radius.
+    reach, ball = 9, 15.0
+    grid = np.indices((2 * reach + 1,) * 2) - reach
+    cap = np.sqrt(ball**2 - (grid**2).sum(0)) - ball
+    closed = ndimage.grey_closing(np.pad(top, reach, mode="edge"), structure=cap)[reach:-reach, reach:-reach]
+    return ndimage.gaussian_filter(np.maximum(top, closed), 1.5)
 
 
 def add_chest(
@@ -117,8 +123,8 @@ def add_chest(
     # The heart lies on the middle of the diaphragm, two thirds of it left of the midline.
     deep = np.nonzero(cavity.any((0, 2)))[0]
     if deep.size and over.any():
-        a, b, c = rng.uniform(15, 20), rng.uniform(12, 16), rng.uniform(12, 16)
-        i0, j0 = middle - rng.uniform(5, 10), front.mean() + 0.55 * (deep[-1] - front.mean()) + rng.normal(0, 1.5)
+        a, b, c = rng.uniform(17, 24), rng.uniform(13, 19), rng.uniform(14, 20)
+        i0, j0 = middle - rng.uniform(5, 10), front.mean() + 0.6 * (deep[-1] - front.mean()) + rng.normal(0, 1.5)
         spot = dome[max(0, int(i0) - 6): int(i0) + 7, max(0, int(j0) - 6): int(j0) + 7]
         k0 = float(np.median(spot)) + c - 3
         u, v, w = x + middle - i0, y - j0, z - k0

@@ -23,6 +23,7 @@ from training.lattice import SPACING, load, resample_codes
 from training.rendering import smooth_noise, synthesize_image
 from training.template import Template, load_template
 from training.tissues import possible_classes
+from training.variety import surround, vary
 
 __all__ = ["complete_anatomy", "deform", "expert_organs", "main", "random_view", "synthesize_image"]
 
@@ -80,12 +81,12 @@ def random_view(fine: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = fine.shape[2]
     low = int(rng.uniform(0, 0.45) * size) if rng.random() < 0.6 else 0
     high = size - (int(rng.uniform(0, 0.3) * size) if rng.random() < 0.6 else 0)
-    fine = fine[:, :, low : max(high, low + min(size, 40))]
-    body = fine != t.OUTSIDE
+    fine = surround(fine[:, :, low : max(high, low + min(size, 40))], rng)
+    body = ~np.isin(fine, (t.OUTSIDE, t.TABLE))
     box = []
     for axis in range(2):
         hit = np.nonzero(body.any(tuple(a for a in range(3) if a != axis)))[0]
-        margin = rng.integers(2, 12, 2)
+        margin = rng.integers(2, 14, 2)
         box.append(slice(max(0, hit[0] - margin[0]), hit[-1] + 1 + margin[1]))
     return np.ascontiguousarray(fine[tuple(box)])
 
@@ -101,14 +102,23 @@ def invent(organs: np.ndarray, template: Template, rng: np.random.Generator) -> 
     """One complete, deformed, randomly cut fine map around expert organs."""
     if rng.random() < 0.5:
         organs = deform(organs, rng, amount=rng.uniform(0.5, 2.0), scale=(0.92, 1.08))
-    fine = complete_anatomy(organs, template, rng)
+    if rng.random() < 0.7:
+        template = deform_template(template, rng)
+    fine = vary(complete_anatomy(organs, template, rng), rng)
     fine = deform(fine, rng, amount=rng.uniform(0.3, 1.5), scale=(0.87, 1.15))
     return random_view(fine, rng)
 
 
+def deform_template(template: Template, rng: np.random.Generator) -> Template:
+    """The labelled abdomen with its own bowel, muscles and vessels moved, before it is fitted to other organs."""
+    both = deform(template.fine + np.uint8(128) * template.cavity, rng, amount=rng.uniform(0.8, 2.2), scale=(0.95, 1.05))
+    return Template(both & 127, both >= 128)
+
+
 def redraw(template: Template, rng: np.random.Generator) -> np.ndarray:
     """The labelled abdomen, strongly deformed and randomly cut."""
-    return random_view(deform(template.fine, rng, amount=rng.uniform(1, 4), scale=(0.8, 1.25)), rng)
+    fine = vary(template.fine, rng) if rng.random() < 0.8 else template.fine
+    return random_view(deform(fine, rng, amount=rng.uniform(1, 4), scale=(0.8, 1.25)), rng)
 
 
 def main(arguments: list[str] | None = None) -> int:

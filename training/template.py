@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError
 
 from training import tissues as t
 from training.cases import structure_of
@@ -75,13 +76,15 @@ def hull(mask: np.ndarray) -> np.ndarray:
     points = np.argwhere(mask)
     if len(points) < 4:
         return mask.copy()
-    from scipy.spatial import Delaunay, QhullError
-
     try:
-        inside = Delaunay(points).find_simplex(np.argwhere(np.ones(mask.shape, bool))) >= 0
+        corners = points[ConvexHull(points).vertices]
     except QhullError:
         return mask.copy()
-    return inside.reshape(mask.shape)
+    x, y = np.indices(mask.shape)
+    inside = np.ones(mask.shape, bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):  # counter-clockwise
+        inside &= (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) >= 0
+    return inside
 
 
 def load_template(data_folder: Path) -> Template:
@@ -94,6 +97,14 @@ def load_template(data_folder: Path) -> Template:
     labels = load(folder / "labels.nii.gz")
     image = resample(load(folder / "image.nii.gz")).array
     fine = fine_map(resample_codes(labels, table[labels.array.astype(np.uint8)]), image)
+    # The scan ends at the liver dome: what the label program left open in front there may be heart or esophagus.
+    top = fine[25:75, 45:, -8:]
+    top[(top == t.MUSCLE) & ndimage.binary_dilation(cavity_of(fine), iterations=2)[25:75, 45:, -8:]] = t.TOP_SOFT
+    # Fat between the organs holds vessels; the fat under the skin hardly any.
+    between = np.isin(fine, (*range(1, 11), t.AORTA, t.VENA_CAVA, t.VEIN))
+    for k in range(fine.shape[2]):
+        room = hull(between[:, :, k])
+        fine[:, :, k][room & (fine[:, :, k] == t.FAT)] = t.CAVITY
     return Template(fine, cavity_of(fine))
 
 

@@ -20,7 +20,8 @@ FAT, MUSCLE, SKIN, SOFT, CANAL, DISC, CARTILAGE, VEIN, ARTERY, ADRENAL, PROSTATE
     20, 35
 )
 PULMONARY = 35  # great vessels of the chest other than the aorta and the inferior vena cava
-FINE_CODES = 36
+TOP_SOFT = 36  # soft tissue above a label program's reach: heart, esophagus, or neither
+FINE_CODES = 37
 
 KIDNEYS = (KIDNEY_RIGHT, KIDNEY_LEFT)
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
@@ -34,6 +35,7 @@ def _possible_table() -> np.ndarray:
     # Conventions differ here: discs are given to the spine by some, cartilage of the ribs to bone.
     table[DISC] = 1 | 1 << VERTEBRAE
     table[CARTILAGE] = 1 | 1 << BONE
+    table[TOP_SOFT] = 1 | 1 << HEART | 1 << ESOPHAGUS
     return table
 
 
@@ -66,6 +68,7 @@ HU: dict[int, tuple[tuple[float, float], ...]] = {
     FAT: ((-118, -82),),
     CAVITY: ((-118, -82),),
     MUSCLE: ((35, 62), (40, 68), (45, 75), (42, 70)),
+    TOP_SOFT: ((30, 60), (60, 150), (70, 140), (60, 120)),
     SKIN: ((-30, 40),),
     SOFT: ((-20, 45), (-10, 60), (0, 75), (-5, 65)),
     CANAL: ((5, 40),),
