@@ -59,6 +59,7 @@ def test_no_window_on_windows_and_a_session_of_its_own_elsewhere():
     (0xC0000005, "", "exit code 0xC0000005, a crash inside a library or driver"),
     (0xC0000005 - (1 << 32), "", "a crash inside a library or driver"),
     (None, "", "it closed its output"),
+    (1, "error: [python-real] exit abnormally - Report the problem.\n", "crashed or was killed, often out of memory"),
     (1, "Traceback\nModuleNotFoundError: No module named 'numpy'\n", "no module numpy; install"),
 ])
 def test_a_death_in_words(code, stderr, words):

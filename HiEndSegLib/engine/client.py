@@ -250,7 +250,7 @@ class EngineClient(Engine):
             task.spared, task.sent = True, False          # it died idle: a new one may have the job
             self._drop_worker()
             return
-        words = describe_exit(code, "\n".join(worker.stderr_tail()) if not self._greeted else "")
+        words = describe_exit(code, "\n".join(worker.stderr_tail()[-5:]))
         if task is not None:
             for line in worker.stderr_tail()[-20:]:
                 task.job._note("worker: " + redact(line, task.secrets))

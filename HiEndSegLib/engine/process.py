@@ -66,7 +66,9 @@ def popen_options(platform: str, module: Any = subprocess) -> dict[str, Any]:
 
 def describe_exit(code: int | None, stderr: str = "") -> str:
     """How the worker ended, in a few words: "killed by signal 9, often out of memory"."""
-    if "No module named" in stderr:
+    if code == 1 and "exit abnormally" in stderr:
+        return "its Python crashed or was killed, often out of memory"     # what Slicer's launcher makes of a signal
+    if code == 1 and "No module named" in stderr:
         name = stderr.rsplit("No module named", 1)[1].strip().split("\n")[0].strip("'\" ")
         return f"its Python has no module {name}; install what HiEndSeg needs"
     if code is None:

@@ -187,6 +187,7 @@ class Worker:
             answer = _failed(number, failure.code, failure.sentence, fatal=is_fatal(error))
             if isinstance(error, MemoryError):
                 self._library = None                     # and with it the warm model
+            del failure                                  # it holds the frames, and they the volume
         gc.collect()                                     # lets go of mapped files, which Windows could not remove
         if token.cancelled:
             answer = {"type": protocol.CANCELLED, "job": number}
