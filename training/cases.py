@@ -21,6 +21,7 @@ from scipy import ndimage as ndi
 
 from training.classical import Findings, classical
 from training.lattice import SPACING, load, resample, resample_codes
+from training.seeds import add_marked
 from training.structures import ALL_BITS, STRUCTURES, VALUE, bit, certain, without
 
 DEVELOPMENT = {"ct-abdomen-02": ("spleen", "kidney_right", "kidney_left", "liver"),
@@ -157,7 +158,8 @@ LABELLED = {"ct-abdomen-01": _whole_abdomen, "ct-thorax-01": _thorax, "ct-abdome
 # Lowest slice of the 3 mm volume that is above the sacrum, read off the pictures of `training.overlays`; volumes not
 # named here end above the pelvis.
 SACRUM_TOP = {"ct-abdomen-01": 54, "ct-abdomen-07": 52, "ct-abdomen-08": 28, "ct-torso-01": 90}
-WEIGHT = {"ct-abdomen-01": 6.0, "ct-thorax-01": 2.0, "ct-abdomen-08": 2.0, "ct-spine-01": 0.5}
+WEIGHT = {"ct-abdomen-01": 6.0, "ct-thorax-01": 2.0, "ct-abdomen-08": 2.0, "ct-spine-01": 0.5,
+          "ct-abdomen-04": 2.0, "ct-abdomen-05": 2.0, "ct-abdomen-06": 2.0, "ct-chest-06": 1.5}
 
 
 # ---------------------------------------------------------------------------------------------- putting together
@@ -179,6 +181,7 @@ def prepare(folder: Path) -> Case:
     possible = found.possible
     if name in LABELLED:
         possible = combine(LABELLED[name](folder, image), possible)
+    possible = add_marked(name, image, possible)
     return Case(name, image, possible, affine, WEIGHT.get(name, 1.0), found.notes)
 
 

@@ -339,11 +339,23 @@ def classical(hu: np.ndarray, *, inside: np.ndarray | None = None, sacrum_top: i
     # Gallbladder, bladder and vessels can hold contrast or stones; these three cannot be so dense or so light.
     possible[inside & ((low > 400) | (high < -60))] &= without("liver", "spleen", "pancreas")
 
+    possible[_back(inside, found_bone.spine)] &= bit("background", "vertebrae", "bone", "lung_left", "lung_right")
+
     dense = found_bone.certain & found_bone.possible
     possible[dense] = _bone_bits(hu.shape, found_bone.spine, sacrum_top)[dense]
     marrow = found_bone.possible & ~dense & inside
     possible[marrow] &= _bone_bits(hu.shape, found_bone.spine, sacrum_top)[marrow] | without("vertebrae", "bone")
     return Findings(possible, inside, found, found_bone, notes)
+
+
+def _back(inside: np.ndarray, spine: np.ndarray) -> np.ndarray:
+    """Behind the vertebral canal, near the midline: muscle and bone, no organ."""
+    result = np.zeros(inside.shape, bool)
+    i, j = np.arange(inside.shape[0])[:, None], np.arange(inside.shape[1])[None, :]
+    for k in range(inside.shape[2]):
+        if not np.isnan(spine[k, 0]):
+            result[:, :, k] = (j < spine[k, 1] - 1) & (np.abs(i - spine[k, 0]) < 12)
+    return result & inside
 
 
 def _bone_bits(shape: tuple[int, ...], spine: np.ndarray, sacrum_top: int | None) -> np.ndarray:
