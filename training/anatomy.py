@@ -103,7 +103,7 @@ def _radial(organs: np.ndarray, inner: np.ndarray, centre: tuple[float, float], 
     # The dome leaves the wall upward: the wall follows the widest liver and spleen within a hand's breadth.
     edge = np.where(edge > 0, ndimage.maximum_filter1d(edge, 41, axis=1, mode="nearest") + 2, 0)
     bins = -np.pi + (np.arange(ANGLES) + 0.5) * 2 * np.pi / ANGLES
-    side = np.abs(np.cos(bins))[:, None] > 0.45
+    side = np.abs(np.cos(bins))[:, None] > 0.3
     log = np.zeros_like(theirs)
     grow = need > theirs
     log[grow] = np.log(need[grow] / theirs[grow])
@@ -191,7 +191,7 @@ def tube(fine: np.ndarray, path: np.ndarray, radius: np.ndarray, blocked: np.nda
     steps = np.arange(-5, 6)
     dx, dy = np.meshgrid(steps, steps, indexing="ij")
     for k in np.nonzero(~np.isnan(path[:, 0]))[0]:
-        soft = ndimage.uniform_filter(blocked[:, :, k].astype(np.float32), 2 * int(round(radius[k])) + 1)
+        soft = ndimage.uniform_filter(blocked[:, :, k].astype(np.float32), 2 * round(float(radius[k])) + 1)
         i = np.clip(np.rint(path[k, 0] + dx).astype(int), 0, shape[0] - 1)
         j = np.clip(np.rint(path[k, 1] + dy).astype(int), 0, shape[1] - 1)
         best = np.argmin(weight * soft[i, j] + 0.01 * (dx**2 + dy**2))

@@ -1,4 +1,4 @@
-"""CT-like images drawn from fine maps (see training/tissues.py): HU per tissue, organ contents, scanner blur and noise."""
+"""CT-like images drawn from fine maps (see training/tissues.py): HU per tissue, contents of organs, blur and noise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from training import tissues as t
+from training.lattice import SPACING
 from training.tissues import Look, draw_look
 
 AIR_HU = -1000.0
@@ -15,11 +16,10 @@ def smooth_noise(shape: tuple[int, ...], grain: float, rng: np.random.Generator)
     """Gaussian random field, float32, mean 0, standard deviation 1, correlated over about `grain` voxels.
 
     Sums Gaussian bumps on a lattice `grain` apart: separable, so even long grains cost a few small matrix products.
+    Below one voxel it is filtered white noise, whose deviation falls with the grain.
     """
     if grain < 1:
-        return ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), grain) if grain > 0 else (
-            rng.standard_normal(shape, np.float32)
-        )
+        return ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), grain)
     bases = []
     for length in shape:
         centres = np.arange(-2 * grain + rng.uniform(0, grain), length + 2 * grain, grain)
@@ -214,7 +214,7 @@ class _Painter:
             depth = np.arange(mask.shape[1], 0, -1)[None, :, None] * np.ones(mask.shape, np.float32)
             self.image[box][mask] += (slope * (depth - mask.shape[1] / 2))[mask]
             self.image[box][mask & self.vessels(box, radius)] += bright
-            if self.rng.random() < 0.25:  # consolidation or collapse at the back
+            if self.rng.random() < 0.12:  # consolidation or collapse at the back
                 patch = smooth_noise(mask.shape, 6, self.rng) + 0.03 * (depth - mask.shape[1] / 2) > 2.0
                 self.image[box][mask & patch] = self.rng.uniform(-300, 40)
 
@@ -296,8 +296,8 @@ class _Painter:
 def _scan(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
     """Partial volume, thick slices, kernel, inhomogeneity and noise."""
     image = ndimage.gaussian_filter(image, rng.uniform(0.4, 0.75), truncate=3)
-    if look.slice_mm > t.SPACING:
-        image = ndimage.gaussian_filter1d(image, 0.35 * look.slice_mm / t.SPACING, axis=2)
+    if look.slice_mm > SPACING:
+        image = ndimage.gaussian_filter1d(image, 0.35 * look.slice_mm / SPACING, axis=2)
     if look.sharp:
         image += look.sharp * (image - ndimage.gaussian_filter(image, 1.0, truncate=2.5))
     image += rng.uniform(0, 6) * smooth_noise(image.shape, rng.uniform(15, 40), rng)

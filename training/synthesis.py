@@ -2,8 +2,8 @@
 
     python -m training.synthesis DATA_FOLDER CACHE_FOLDER --per-map 3 --real 12 --seed 0
 
-writes `synthetic-MM-SEED-N.npz` (from `labels-multiorgan-MM`) and `redrawn-SEED-N.npz` (the fully labelled abdomen deformed and
-drawn anew) in the format of `training.cases`.
+writes `synthetic-MM-SEED-N.npz` (from `labels-multiorgan-MM`) and `redrawn-SEED-N.npz` (the fully labelled abdomen
+deformed and drawn anew) in the format of `training.cases`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def deform(fine: np.ndarray, rng: np.random.Generator, *, amount: float, scale: 
     """
     factor = rng.uniform(*scale) * rng.uniform(0.93, 1.07, 3)
     factor = np.clip(factor, *scale)
-    shape = tuple(int(round(n * f)) for n, f in zip(fine.shape, factor, strict=True))
+    shape = tuple(round(float(n * f)) for n, f in zip(fine.shape, factor, strict=True))
     turn = np.deg2rad(rng.normal(0, 4))
     cos, sin = np.cos(turn), np.sin(turn)
     grid = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) for n in shape]
@@ -111,7 +111,8 @@ def invent(organs: np.ndarray, template: Template, rng: np.random.Generator) -> 
 
 def deform_template(template: Template, rng: np.random.Generator) -> Template:
     """The labelled abdomen with its own bowel, muscles and vessels moved, before it is fitted to other organs."""
-    both = deform(template.fine + np.uint8(128) * template.cavity, rng, amount=rng.uniform(0.8, 2.2), scale=(0.95, 1.05))
+    both = template.fine + np.uint8(128) * template.cavity
+    both = deform(both, rng, amount=rng.uniform(0.8, 2.2), scale=(0.95, 1.05))
     return Template(both & 127, both >= 128)
 
 

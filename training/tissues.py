@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from training.lattice import SPACING  # mm, of every map and image made here
 from training.structures import CLASSES
 
 OUTSIDE = 0
@@ -21,7 +20,8 @@ FAT, MUSCLE, SKIN, SOFT, CANAL, DISC, CARTILAGE, VEIN, ARTERY, ADRENAL, PROSTATE
 )
 PULMONARY = 35  # great vessels of the chest other than the aorta and the inferior vena cava
 TOP_SOFT = 36  # soft tissue above a label program's reach: heart, esophagus, or neither
-FINE_CODES = 37
+FLUID = 37  # effusion, ascites, cysts
+FINE_CODES = 38
 
 KIDNEYS = (KIDNEY_RIGHT, KIDNEY_LEFT)
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
@@ -69,6 +69,7 @@ HU: dict[int, tuple[tuple[float, float], ...]] = {
     CAVITY: ((-118, -82),),
     MUSCLE: ((35, 62), (40, 68), (45, 75), (42, 70)),
     TOP_SOFT: ((30, 60), (60, 150), (70, 140), (60, 120)),
+    FLUID: ((-5, 28),),
     SKIN: ((-30, 40),),
     SOFT: ((-20, 45), (-10, 60), (0, 75), (-5, 65)),
     CANAL: ((5, 40),),

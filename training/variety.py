@@ -151,8 +151,37 @@ def add_breasts(fine: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return skin(fine)
 
 
+def add_fluid(fine: np.ndarray, kind: str, rng: np.random.Generator) -> None:
+    """Fluid where patients have it; in place. `kind`: "effusion" behind the lungs, "ascites" around the upper organs
+    and in the pelvis, "cyst" for a large mass among the bowel."""
+    field = smooth_noise(fine.shape, 9, rng)
+    if kind == "effusion":
+        for code in t.LUNGS if rng.random() < 0.5 else (rng.choice(t.LUNGS),):
+            lung = fine == code
+            if not lung.any():
+                continue
+            rows = np.nonzero(lung.any((0, 2)))[0]
+            floor = np.nonzero(lung.any((0, 1)))[0][0]
+            height = np.arange(fine.shape[2])[None, None, :] - floor
+            level = rows[0] + rng.uniform(0.1, 0.45) * (rows[-1] - rows[0]) - 0.25 * height + 1.5 * field
+            fine[lung & (np.arange(fine.shape[1])[None, :, None] < level)] = t.FLUID
+    elif kind == "ascites":
+        organs = np.isin(fine, (t.LIVER, t.SPLEEN, t.SMALL_BOWEL, t.COLON, t.BLADDER))
+        reach = ndimage.binary_dilation(organs, iterations=int(rng.integers(2, 6)))
+        fine[reach & (fine == t.CAVITY) & (field > rng.uniform(-0.5, 0.8))] = t.FLUID
+    else:
+        places = np.argwhere(fine == t.SMALL_BOWEL)
+        if not len(places):
+            return
+        radii = rng.uniform(8, 22, 3)
+        grid = np.ogrid[tuple(slice(0, n) for n in fine.shape)]
+        centre = places[rng.integers(len(places))]
+        ball = sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)) + 0.15 * field < 1
+        fine[ball & np.isin(fine, (t.CAVITY, t.SMALL_BOWEL, t.COLON, t.FAT))] = t.FLUID
+
+
 def vary(fine: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One other patient with the same organs: bowel loops, how full the bowel is, and how much fat there is."""
+    """One other patient with the same organs: bowel loops, how full the bowel is, fluid, how much fat there is."""
     fine = fine.copy()
     if rng.random() < 0.6:
         new_small_bowel(fine, rng)
@@ -163,6 +192,9 @@ def vary(fine: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ):  # fmt: skip
         if rng.random() < chance:
             swell(fine, code, int(rng.choice(steps)), field)
+    for kind, chance in (("effusion", 0.15), ("ascites", 0.12), ("cyst", 0.1)):
+        if rng.random() < chance:
+            add_fluid(fine, kind, rng)
     if rng.random() < 0.7:
         change = rng.uniform(-5, -1) if rng.random() < 0.5 else rng.uniform(0.5, 8)
         fine = fat_layer(fine, change, rng)
