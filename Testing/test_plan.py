@@ -44,6 +44,14 @@ def test_host_memory_grows_with_the_volume_not_with_classes_times_voxels():
     assert half < few
 
 
+def test_a_region_takes_less():
+    card = make_card(structures=100, tile=32)
+    shape = ((400, 400, 900), (1.5, 1.5, 1.5))
+    whole = plan_memory(*shape, card, "cpu", 60 * GB)
+    part = plan_memory(*shape, card, "cpu", 60 * GB, {"box": (40, 50, 1000)})
+    assert whole.bytes_host - part.bytes_host > 0.9 * 4 * 101 * (200 * 200 * 450 - 40 * 50 * 450) * 0.5
+
+
 def test_little_memory_takes_half_precision_scores():
     card = make_card(structures=100, tile=32)
     shape = ((400, 400, 900), (1.5, 1.5, 1.5))

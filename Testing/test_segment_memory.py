@@ -87,8 +87,8 @@ def test_batches_then_main_memory_then_the_cpu(scan, expected, pretend_card, mon
     result = segment(make_model(network), scan, device="cuda", precision="float32")
     assert np.array_equal(result.labels.array, expected)
     said = [m for m in result.messages if "memory" in m]
-    assert said[-2:] == ["cuda:0 ran out of memory at tile 6 of 27; going on with collecting the scores in main memory.",
-                         "cuda:0 ran out of memory at tile 6 of 27; going on with computing on the CPU."]
+    assert said[-2:] == ["cuda:0 ran out of memory at tile 6 of 27; going on with collecting the scores in main "
+                         "memory.", "cuda:0 ran out of memory at tile 6 of 27; going on with computing on the CPU."]
     assert len(network.calls) == 27                 # tiles that were done are not done again
     assert result.info["device"] == "cpu"
 
@@ -100,6 +100,15 @@ def test_nothing_left_to_try_names_both_numbers(scan):
 
     with pytest.raises(OutOfMemoryError, match=r"not enough memory on cpu: about .*B are needed and .*B are free"):
         segment(make_model(Never()), scan, device="cpu")
+
+
+def test_main_memory_that_runs_out_elsewhere_is_a_sentence(scan, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(segment_module, "body_mask", fail)
+    with pytest.raises(OutOfMemoryError, match="Main memory ran out: about .* are needed and .* are free"):
+        segment(make_model(), scan, device="cpu")
 
 
 def test_other_errors_are_not_taken_for_memory(scan):

@@ -162,7 +162,8 @@ def test_mr_given_to_a_ct_model_is_said_and_done():
     rng = np.random.default_rng(0)
     array = (400 + 100 * rng.random((40, 40, 40))).astype(np.int16)
     array[:10] = 5
-    result = segment(make_model(), Volume(array, lattice(array.shape, (3, 3, 3)), meta={"modality": "MR"}), device="cpu")
+    scan = Volume(array, lattice(array.shape, (3, 3, 3)), meta={"modality": "MR"})
+    result = segment(make_model(), scan, device="cpu")
     assert any("made for CT in Hounsfield units" in message for message in result.messages)
     assert result.labels.array.any()
 
@@ -189,6 +190,16 @@ def test_model_that_does_not_fit_its_card(scan):
 def test_too_little_memory_is_said_with_both_numbers(scan):
     with pytest.raises(OutOfMemoryError, match=r"needs about [0-9.]+ [GM]B of memory and 50 MB are free"):
         segment(make_model(), scan, device="cpu", memory_limit=50_000_000)
+
+
+def test_a_region_fits_where_the_whole_does_not():
+    model = make_model(BandNetwork(tuple(range(150, 750, 3))), structures=200, overlap=0.25)
+    shape = (150, 150, 150)
+    scan = phantom(shape, lattice(shape, (3, 3, 3), origin=(0, 0, 0)), [((60, 60, 60), (70, 70, 70), 300)])
+    with pytest.raises(OutOfMemoryError, match="give a region of interest"):
+        segment(model, scan, device="cpu", memory_limit=900_000_000)
+    result = segment(model, scan, device="cpu", memory_limit=900_000_000, roi=((175, 212),) * 3)
+    assert result.labels.array[60:70, 60:70, 60:70].all()
 
 
 def test_bad_precision(scan):

@@ -83,7 +83,8 @@ def plan_memory(shape: Sequence[int], spacing: Sequence[float], card: ModelCard,
 
     shape, spacing (mm): the input's, along R, A, S. device_kind: "cpu", "mps" or "cuda:N". device_bytes: free there
     (for the CPU: free main memory). options: "host_bytes" free main memory when the device is another one,
-    "tile_batch" tiles at a time, "voxel_bytes" of the input (floats are checked for NaN, which takes a copy).
+    "tile_batch" tiles at a time, "voxel_bytes" of the input (floats are checked for NaN, which takes a copy), "box"
+    the edges in model voxels of the part whose scores are kept (a region of interest; default everything).
     """
     options = dict(options or {})
     on_cpu = device_kind == "cpu"
@@ -91,12 +92,13 @@ def plan_memory(shape: Sequence[int], spacing: Sequence[float], card: ModelCard,
     voxels = math.prod(int(n) for n in shape)
     model_shape = tuple(max(1, math.ceil(n * s / t - 1e-4)) for n, s, t in zip(shape, spacing, card.spacing))
     model_voxels = math.prod(model_shape)
+    kept_voxels = math.prod(min(a, b) for a, b in zip(options.get("box") or model_shape, model_shape))
     classes = len(card.labels) + 1
     tile_voxels = math.prod(card.tile)
     tiles = len(tile_starts((0, 0, 0), model_shape, model_shape, card.tile, card.overlap))
 
     def host_need(step: Step) -> int:
-        scores = model_voxels * (4 + classes * (4 if step.storage == "float32" else 2))
+        scores = kept_voxels * (4 + classes * (4 if step.storage == "float32" else 2))
         running = tile_bytes(card, 4) * step.tile_batch if step.device == "cpu" else tile_voxels * classes * 8
         resampling = 4 * max(n * model_voxels // m for n, m in zip(shape, model_shape))
         checking = 5 * voxels if options.get("voxel_bytes", 2) > 2 else 0
@@ -108,10 +110,10 @@ def plan_memory(shape: Sequence[int], spacing: Sequence[float], card: ModelCard,
     def device_need(step: Step) -> int:
         if step.device == "cpu":
             return 0
-        scores = model_voxels * (4 + 4 * classes) if step.accumulate != "cpu" else 0
+        scores = kept_voxels * (4 + 4 * classes) if step.accumulate != "cpu" else 0
         return scores + tile_bytes(card, 3) * step.tile_batch    # half precision for most, float32 for the rest
 
-    scores32 = model_voxels * 4 * (classes + 1)
+    scores32 = kept_voxels * 4 * (classes + 1)
     host_storage = "float32" if scores32 <= FLOAT32_SHARE * host_free else "float16"
     asked = int(options.get("tile_batch") or 0)
     steps: list[Step] = []

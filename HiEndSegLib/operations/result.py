@@ -33,6 +33,6 @@ class SegmentResult:
 
     @classmethod
     def from_dict(cls, data: dict, labels: Volume) -> SegmentResult:
-        """The inverse of `to_dict`, with the voxels given back. Raises KeyError or TypeError where parts are missing."""
+        """The inverse of `to_dict`, with the voxels given back. Raises KeyError where parts are missing."""
         return cls(labels=labels, legend=[Label.from_dict(entry) for entry in data["legend"]],
                    statistics=list(data["statistics"]), info=dict(data["info"]), messages=list(data["messages"]))

@@ -19,7 +19,7 @@ from .scores import ScoreGrid
 from .tiling import Index, cut_tile, gaussian_weights
 
 #: On a CPU, half precision is tried out only where there is enough to gain: from this many tiles on.
-HALF_TILES = 16
+HALF_TILES = 24
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -115,7 +115,7 @@ class TileJob:
         if not rest:
             raise OutOfMemoryError(
                 f"There is not enough memory on {tried.device}: about {gigabytes(self.plan.bytes_host)} are needed and "
-                f"{gigabytes(free_bytes('cpu'))} are free; close other programs, or segment a smaller region.")
+                f"{gigabytes(free_bytes('cpu'))} are free; close other programs, or give a region of interest.")
         self.say(f"{tried.device} ran out of memory at tile {done + 1} of {len(self.starts)}; going on with "
                  f"{rest[0].instead_of(tried)}.")
         return rest

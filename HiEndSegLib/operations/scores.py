@@ -56,8 +56,9 @@ class ScoreGrid:
 
         keep: (*box) bool on the same device; elsewhere, and where no tile reached, everything is background.
         """
-        values = self.values.movedim(axis + 1, 1)[:, first:last]
-        values = values.permute(1, 2, 3, 0).contiguous().float()
+        source = self.values.movedim(axis + 1, 1)[:, first:last].permute(1, 2, 3, 0)
+        values = torch.empty(source.shape, device=self.device)          # always a copy, it is changed below
+        values.copy_(source)
         weight = self.weight.movedim(axis, 0)[first:last]
         keep = keep.movedim(axis, 0)[first:last] & (weight > 0)
         values /= torch.where(keep, weight, torch.ones_like(weight))[..., None]

@@ -1,13 +1,15 @@
 """Segment: from a CT on any lattice to a label map on exactly that lattice.
 
-RAS axes -> the model's spacing -> body -> tiles -> scores at the model's spacing -> labels on the input's lattice, layer
-by layer -> region of interest, largest parts -> volumes and mean HU. Memory is planned before (plan.py), stepped down
-when a device has less (running.py), and bounded by the volume, never by classes x input voxels (upsample.py).
+RAS axes -> the model's spacing -> body -> tiles -> scores at the model's spacing -> labels on the input's lattice,
+layer by layer -> region of interest, largest parts -> volumes and mean HU. Memory is planned before (plan.py),
+stepped down when a device has less (running.py), and bounded by the volume, never by classes x input voxels
+(upsample.py).
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -67,16 +69,17 @@ def segment(model: Model, volume: Volume, *, device: str = "auto", only: Sequenc
                       "spacing": list(model.card.spacing)}
     if precision not in ("auto", "float32", "half"):
         raise OptionError(f"There is no precision '{precision}'; choose auto, float32 or half.")
-    with cpu_threads(threads) as count, _peak_memory() as peak:
+    with cpu_threads(threads) as count, _peak_memory() as peak, _memory_in_words(job):
         job.parameters["threads"] = count
         kind = choose_device(device).kind
-        plan = job.make_plan(kind, tile_batch, memory_limit)
+        job.make_plan(kind, tile_batch, memory_limit)
         job.prepare()
-        grid = job.run_tiles(model, plan, precision) if job.starts else None
+        grid = job.run_tiles(model, precision) if job.starts else None
         labels = job.label(grid)
         del grid
         job.clean(labels)
         statistics = job.measure(labels)
+    plan = job.plan
     info = {"hiendseg": __version__, "model": {"id": model.card.id, "version": model.card.version,
                                                "title": model.card.title, "sha256": model.card.checksum},
             "input": {"name": volume.name, "shape": list(volume.shape), "spacing": list(volume.spacing)},
@@ -98,6 +101,7 @@ class _Job:
         self.parameters: dict = {}
         self.removed: dict[str, int] = {}
         self.device, self.precision, self.device_peak = "cpu", "float32", 0
+        self.plan: MemoryPlan | None = None
         self._progress, self._fraction = progress, 0.0
         self.legend = wanted_labels(card, only)
         self.roi = check_roi(roi) if roi is not None else None
@@ -136,20 +140,23 @@ class _Job:
 
     # ------------------------------------------------------------------------------------------ stages
 
-    def make_plan(self, kind: str, tile_batch: int | None, memory_limit: int | None) -> MemoryPlan:
+    def make_plan(self, kind: str, tile_batch: int | None, memory_limit: int | None) -> None:
         """Plan, say it as the first message, and refuse what cannot fit."""
         host = min(free_bytes("cpu"), memory_limit or 1 << 62)
-        plan = plan_memory(self.ras.shape, self.ras.spacing, self.card, kind, host if kind == "cpu" else
+        box = None
+        if self.roi is not None:
+            low, high = roi_box(self.roi, self.ras.ras_to_ijk, self.ras.shape)
+            box = [math.ceil(n * s / t) + 4 for n, s, t in zip(high - low, self.ras.spacing, self.card.spacing)]
+        self.plan = plan = plan_memory(self.ras.shape, self.ras.spacing, self.card, kind, host if kind == "cpu" else
                            free_bytes(kind), {"host_bytes": host, "tile_batch": tile_batch,
-                                              "voxel_bytes": self.volume.array.dtype.itemsize})
+                                              "voxel_bytes": self.volume.array.dtype.itemsize, "box": box})
         self.report(0.0, plan.sentence)
         if not plan.fits:
             raise OutOfMemoryError(
                 f"This volume needs about {gigabytes(plan.bytes_host)} of memory and {gigabytes(host)} are free; close "
-                "other programs, or cut the volume to the region you need.")
+                "other programs, or give a region of interest.")
         if plan.steps[0].device != kind:
             self.say(f"{kind} has too little free memory for this volume; the CPU is used.")
-        return plan
 
     def prepare(self) -> None:
         """The image on the model lattice, the body in it, and the tiles that touch it."""
@@ -198,13 +205,13 @@ class _Job:
                 used.append(start)
         return used, keep_low, keep_high, kept_body
 
-    def run_tiles(self, model: Model, plan: MemoryPlan, precision: str) -> ScoreGrid:
-        cuda = plan.steps[0].device.startswith("cuda") and torch.cuda.is_available()
+    def run_tiles(self, model: Model, precision: str) -> ScoreGrid:
+        cuda = self.plan.steps[0].device.startswith("cuda") and torch.cuda.is_available()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         with self.timed("tiles"):
-            tiles = TileJob(model.network, self.card, self.model_image, self.starts, self.low, self.high, plan,
-                            precision, self.say, self.stage("tiles"), self.cancel)
+            tiles = TileJob(model.network, self.card, self.model_image, self.starts, self.low, self.high,
+                            self.plan, precision, self.say, self.stage("tiles"), self.cancel)
             grid = tiles.run()
         self.device = tiles.device
         self.precision = "half" if tiles.used_half else "float32"
@@ -274,11 +281,24 @@ def wanted_labels(card: ModelCard, only: Sequence[str] | None) -> list[Label]:
     for name in only:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
-            raise OptionError(f"Model {card.id} has no structure '{name}'{f' (did you mean {near[0]}?)' if near else ''}"
-                              f"; it knows {', '.join(known)}.")
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise OptionError(f"Model {card.id} has no structure '{name}'{hint}; it knows {', '.join(known)}.")
     if not only:
         raise OptionError(f"No structure was asked for; choose from {', '.join(known)}.")
     return [label for label in card.labels if label.id in set(only)]
+
+
+@contextmanager
+def _memory_in_words(job: _Job) -> Iterator[None]:
+    """Main memory that runs out in any stage becomes a sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"Main memory ran out: about {gigabytes(job.plan.bytes_host)} are needed and "
+            f"{gigabytes(free_bytes('cpu'))} are free; close other programs, or give a region of interest.") from error
 
 
 class _Peak:

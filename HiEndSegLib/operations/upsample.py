@@ -23,6 +23,7 @@ POINTS = 131_072
 LAYERS = 8
 
 
+@torch.inference_mode()
 def label_lattice(grid: ScoreGrid, keep: np.ndarray, scale: np.ndarray, offset: np.ndarray, out: np.ndarray, *,
                   table: np.ndarray | None = None, progress: Progress = no_progress,
                   cancel: CancelToken | None = None) -> None:
