@@ -24,7 +24,7 @@ from training.structures import VALUE
 IGNORE = 255
 # Truth masks of the cases: our structure -> names in labels.json. Where two of ours are drawn as one, both count.
 _MERGED = {"stomach_and_duodenum": ("stomach", "duodenum")}
-_TRAINED = ("ct-abdomen-01", "ct-thorax-01", "ct-abdomen-08")
+TRAINED = ("ct-abdomen-01", "ct-thorax-01", "ct-abdomen-08")
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
@@ -83,7 +83,7 @@ def score_case(folder: Path, prediction: np.ndarray, legend: dict[int, str]) -> 
 
     def add(structure: str, found: np.ndarray, real: np.ndarray, left_out: np.ndarray, note: str = "") -> None:
         scores.append(Score(folder.name, structure, dice(found, real, left_out), float((real & ~left_out).sum() * ml),
-                            float((found & ~left_out).sum() * ml), folder.name in _TRAINED, note))
+                            float((found & ~left_out).sum() * ml), folder.name in TRAINED, note))
 
     for structure, numbers in values.items():
         ids = covers[structure]
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the scores here")
     options = parser.parse_args(arguments)
     scores: list[Score] = []
-    for name in (*DEVELOPMENT, *_TRAINED):
+    for name in (*DEVELOPMENT, *TRAINED):
         path = _prediction(options.predictions, name)
         if path is None or not (options.data / name).is_dir():
             print(f"{name}: no label map in {options.predictions}")

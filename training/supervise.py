@@ -69,6 +69,10 @@ def train(args: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}],
                                   lr=args.lr, betas=(0.9, 0.98))
     cases = load_cases(Path(args.cache))
+    for prefix, factor in json.loads(args.weigh).items():
+        for case in cases:
+            if case.name.startswith(prefix):
+                case.weight *= factor
     step, used, taught = 0, 0.0, 0
     last = run / "last.pt"
     if args.resume and last.exists():
@@ -164,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--network", default="{}", help="JSON of network keywords that differ from the default")
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--weigh", default="{}", help='JSON of name prefixes and factors, e.g. {"synthetic-": 0.5}')
     parser.add_argument("--tile", type=int, default=96)
     parser.add_argument("--small-tile", type=int, default=72, help="tile of the first part: 2.4 times as many steps")
     parser.add_argument("--small-until", type=float, default=0.5, help="fraction of the time with the small tile")
