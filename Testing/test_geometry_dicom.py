@@ -244,6 +244,16 @@ def test_other_objects_and_strays_do_not_count_as_series(tmp_path):
     assert volume.notes == ["1 image of another size or orientation in the series was left out."]
 
 
+def test_one_series_with_two_orientations(tmp_path):
+    """A scanner's reformats stored under one UID: each is a stack of its own."""
+    write_series(tmp_path / "axial", straight())
+    write_series(tmp_path / "coronal", straight(count=5, normal=(0, -1, 0)), (1, 0, 0, 0, 0, -1))
+    assert [(s.number, s.slices) for s in list_series(tmp_path)] in ([(1, 6), (2, 5)], [(1, 5), (2, 6)])
+    for number in (1, 2):
+        volume = read_volume(tmp_path, series=number)
+        assert volume.array == pytest.approx(truth_of(volume), abs=0.51) and volume.notes == []
+
+
 def test_only_other_objects(tmp_path):
     write_slice(tmp_path / "seg.dcm", (0, 0, 0), Modality="SEG")
     with pytest.raises(InputError, match="no image slices of a volume, only 1 file with SEG objects"):
@@ -338,6 +348,18 @@ def test_enhanced_multiframe(tmp_path):
     enhanced(tmp_path / "e.dcm", places, orientation, phases=2)
     assert [s.description for s in list_series(tmp_path)] == ["Test [time point 1]", "Test [time point 2]"]
     assert read_volume(tmp_path, series=2).array == pytest.approx(truth_of(volume), abs=1.01)
+
+
+@pytest.mark.parametrize("slope", ["0", "nan"])
+def test_useless_rescale_values(tmp_path, slope):
+    write_slice(tmp_path / "a.dcm", (0, 0, 0), pixels=np.zeros((ROWS, COLUMNS)))
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.RescaleSlope = slope
+        data.save_as(tmp_path / "a.dcm")
+    with pytest.raises(InputError, match="rescale values"):
+        read_volume(tmp_path / "a.dcm")
 
 
 def test_frames_without_positions(tmp_path):

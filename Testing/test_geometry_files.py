@@ -96,6 +96,20 @@ def test_sheared_nifti_keeps_its_matrix(tmp_path):
     matrix = np.array([[1, 0.25, 0, 5], [0, 1, 0.5, 6], [0, 0, 2, 7], [0, 0, 0, 1.0]])
     write_volume(Volume(np.ones((4, 5, 6), np.int16), matrix), tmp_path / "a.nii")
     assert np.array_equal(read_volume(tmp_path / "a.nii").ijk_to_ras, matrix)
+    assert int(nib.load(tmp_path / "a.nii").header["qform_code"]) == 0      # a quaternion cannot say it
+    write_volume(make("oblique"), tmp_path / "b.nii")
+    header = nib.load(tmp_path / "b.nii").header
+    assert int(header["qform_code"]) == 1 and header.get_qform() == pytest.approx(make("oblique").ijk_to_ras, abs=1e-3)
+
+
+def test_arrays_do_not_hang_on_to_the_file(tmp_path):
+    """A memory map would crash the program when the file is cut or replaced later."""
+    for ending in FORMATS:
+        write_volume(make("LPS"), tmp_path / f"a{ending}")
+        array = read_volume(tmp_path / f"a{ending}").array
+        while array is not None:
+            assert not isinstance(array, np.memmap)
+            array = array.base if isinstance(array.base, np.ndarray) else None
 
 
 def test_nan_voxels_are_read_with_a_note(tmp_path):
@@ -239,6 +253,17 @@ def test_zero_and_negative_spacing(tmp_path):
     (tmp_path / "flip.mha").write_bytes(
         f"{start}ElementSpacing = -1 1 1\nElementType = MET_SHORT\nElementDataFile = LOCAL\n".encode() + raw.tobytes())
     assert read_volume(tmp_path / "flip.mha").axis_codes == "RPS"
+
+
+@pytest.mark.parametrize("old, new", [(b"NDims = 3", b"NDims = 99"), (b"ObjectType = Image", b"ObjectType = Ima-e"),
+                                      (b"LOCAL\n", b"LOCAL\xff"), (b"ElementDataFile", b"Elementxxxxxxxx"),
+                                      (b"TransformMatrix = 1", b"TransformMatrix =" + b" 1" * 50)])
+def test_metaimage_headers_that_break_the_reader_below(tmp_path, old, new):
+    write_volume(make("LPS"), tmp_path / "a.mha")
+    data = (tmp_path / "a.mha").read_bytes()
+    assert old in data
+    (tmp_path / "a.mha").write_bytes(data.replace(old, new))
+    refused(tmp_path / "a.mha", "header is damaged")
 
 
 def test_missing_data_file_foreign_files_and_folders_without_images(tmp_path):

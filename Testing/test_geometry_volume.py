@@ -178,6 +178,14 @@ def test_resample_like_nearest_and_fill():
     assert (resample_like(source, far, order=1, fill=-1024).array == -1024).all()
 
 
+def test_resample_like_repeats_the_outermost_half_voxel():
+    source = Volume(np.full((4, 4, 4), 100, np.int16), np.diag([2.0, 2, 2, 1]))
+    for angle in (0, 1e-2):
+        fine = Volume(np.zeros((16, 16, 16), np.uint8),
+                      affine(rotation(angle, angle, angle), (0.5, 0.5, 0.5), (-0.74, -0.74, -0.74)))
+        assert resample_like(source, fine, order=1, fill=-1024).array == pytest.approx(100, abs=1e-3)
+
+
 def test_resampling_in_slabs_is_the_same_as_at_once(monkeypatch):
     from HiEndSegLib.geometry import resample
     volume, turned, straight = make("LPS"), make("oblique"), make("axis-aligned RAS")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from ..errors import InputError
 from .volume import Volume
@@ -105,7 +104,7 @@ def is_dicom(path) -> bool:
         if path.suffix.lower() not in ("", ".dcm", ".dicom", ".ima") or len(start) < 132:
             return False
         return "SOPClassUID" in _header(path, force=True)
-    except (OSError, InvalidDicomError, ValueError, AttributeError, KeyError, NotImplementedError):
+    except Exception:       # pydicom raises whatever a foreign file leads it into
         return False
 
 
@@ -120,11 +119,11 @@ def read_folder(folder, *, series: str | int | None = None) -> Volume:
     return build_volume(chosen, name=chosen.info.description or folder.resolve().name)
 
 
-def read_file(path) -> Volume:
-    """One DICOM file: all frames of a multi-frame image, or one slice as a one-slice volume."""
+def read_file(path, *, series: str | int | None = None) -> Volume:
+    """One DICOM file: all frames of a multi-frame image (or the pass of it asked for), or one slice as a volume."""
     from .dicom_volume import build_volume
     path = Path(path)
-    chosen = choose(_scan(path, [path]), None, path.name)
+    chosen = choose(_scan(path, [path]), series, path.name)
     volume = build_volume(chosen, name=path.stem)
     if volume.shape[2] > 1:
         return volume
@@ -193,9 +192,11 @@ def _scan(where: Path, paths: list[Path]) -> list[Series]:
         if not is_dicom(path):
             continue
         try:
-            found = _slices_of(_header(path, force=True), path)
-        except (OSError, InvalidDicomError, ValueError, TypeError, AttributeError, KeyError, IndexError,
-                NotImplementedError):
+            with quiet_pydicom():       # elements are parsed when they are asked for, so all of it is inside
+                found = _slices_of(_header(path, force=True), path)
+        except MemoryError:
+            raise
+        except Exception:               # pydicom raises whatever a damaged header leads it into
             broken += 1
             continue
         if isinstance(found, str):

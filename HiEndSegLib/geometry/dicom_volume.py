@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
 
 from ..errors import InputError
 from .dicom import SAME_POSITION, Series, Slice, quiet_pydicom
@@ -17,6 +16,8 @@ _UNEVEN, _SHIFTED = 0.05, 0.2
 #: No invention across more than this (mm), or across two steps where the slices themselves are that far apart.
 _LARGEST_HOLE = 25.0
 _AIR = -1024
+_UNDECODABLE = ("{} has pixels that cannot be decoded (damaged, cut short, or of an unknown compression); export the "
+                "series again, uncompressed.")
 
 
 def build_volume(series: Series, name: str) -> Volume:
@@ -88,23 +89,24 @@ def _pixels(s: Slice) -> tuple[np.ndarray, pydicom.Dataset | None]:
             if "PixelData" not in ds:
                 raise InputError(f"{s.path.name} holds no pixels, only a header; export it again.")
             return ds.pixel_array, ds
-    except PermissionError:
+    except (InputError, PermissionError, MemoryError):
         raise
-    except (OSError, InvalidDicomError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError,
-            NotImplementedError) as error:
+    except Exception as error:      # pydicom and its decoders raise whatever damaged data lead them into
         # JPEG lossless and JPEG-LS need no further package: GDCM inside SimpleITK decodes (and rescales) them.
-        if s.frame is None:
-            pixels = _pixels_by_gdcm(s)
-            if pixels is not None:
-                return pixels, None
-        raise InputError(f"{s.path.name} has pixels that cannot be decoded (damaged, cut short, or of an unknown "
-                         "compression); export the series again, uncompressed.") from error
+        pixels = _pixels_by_gdcm(s) if s.frame is None else None
+        if pixels is not None:
+            return pixels, None
+        raise InputError(_UNDECODABLE.format(s.path.name)) from error
 
 
 def _pixels_by_gdcm(s: Slice) -> np.ndarray | None:
-    ds = pydicom.dcmread(s.path, stop_before_pixels=True, force=True)
-    if not ds.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian).is_compressed:
-        return None         # ITK would fill what is missing of a cut file
+    try:
+        with quiet_pydicom():
+            ds = pydicom.dcmread(s.path, stop_before_pixels=True, force=True)
+            if not ds.file_meta.TransferSyntaxUID.is_compressed:
+                return None         # ITK would fill what is missing of a cut file
+    except Exception:
+        return None
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(s.path))
@@ -123,10 +125,17 @@ def _pixels_by_gdcm(s: Slice) -> np.ndarray | None:
 def _modality(plane: np.ndarray, s: Slice, header: pydicom.Dataset) -> np.ndarray:
     if s.slope is not None:
         return rescale(plane, s.slope, s.intercept)
-    if header.get("ModalityLUTSequence"):
-        return pydicom.pixels.apply_modality_lut(plane, header)
-    slope = header.get("RescaleSlope")
-    return rescale(plane, float(1 if slope in (None, "") else slope), float(header.get("RescaleIntercept") or 0))
+    try:
+        with quiet_pydicom():
+            if header.get("ModalityLUTSequence"):
+                return pydicom.pixels.apply_modality_lut(plane, header)
+            slope = header.get("RescaleSlope")
+            slope, intercept = float(1 if slope in (None, "") else slope), float(header.get("RescaleIntercept") or 0)
+            if not (np.isfinite([slope, intercept]).all() and slope):
+                raise ValueError(f"a rescale slope of {slope}")
+    except Exception as error:
+        raise InputError(f"{s.path.name} has rescale values that cannot be used; export the series again.") from error
+    return rescale(plane, slope, intercept)
 
 
 def _without_doubles(slices, array, name, notes) -> tuple[list[Slice], np.ndarray]:

@@ -29,6 +29,8 @@ EXTENSIONS = (*NIFTI, *ITK)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: The key of our NIfTI header extension that holds the matrix in 64 bits.
 NIFTI_MATRIX = "ijk_to_ras"
+_META_NUMBERS = {b"dimsize", b"elementspacing", b"elementsize", b"offset", b"origin", b"position", b"transformmatrix",
+                 b"rotation", b"orientation", b"centerofrotation"}
 #: Deflate cannot pack better than this, so a smaller .gz than its header asks for has been cut.
 _GZIP_LIMIT = 1032
 
@@ -81,7 +83,7 @@ def read_volume(path, *, series: str | int | None = None) -> Volume:
         elif ending in (*ITK, ".seg.nrrd"):
             volume = volume_of(read_itk(path), path)
         elif dicom.is_dicom(path):
-            volume = dicom.read_file(path)
+            volume = dicom.read_file(path, series=series)
         else:
             raise InputError(f"{path.name} is not an image this program reads; give NIfTI (.nii, .nii.gz), NRRD, MHA, "
                              "or DICOM.")
@@ -136,14 +138,14 @@ def read_nifti(path: Path) -> Volume:
     """NIfTI-1 and -2. The matrix is nibabel's `affine`: sform if it is set, else qform, else pixdim."""
     try:
         with (gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file,
-              nib.imageglobals.LoggingOutputSuppressor()):
+              nib.imageglobals.LoggingOutputSuppressor(), np.errstate(all="ignore")):
             start = file.read(4)
             file.seek(0)
             sizes = [int.from_bytes(start, order) for order in ("little", "big")]
             kind = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
             raw = kind.header_class(file.read(kind.header_class.sizeof_hdr), check=False)
             file.seek(0)
-            image = kind.from_file_map(kind.make_file_map({"image": file, "header": file}))
+            image = kind.from_file_map(kind.make_file_map({"image": file, "header": file}), mmap=False)
             shape = _three_dimensions(image.shape, path.name)
             _check_nifti_header(image, raw, path)
             array = _nifti_array(image).reshape(shape, order="F")
@@ -151,7 +153,7 @@ def read_nifti(path: Path) -> Volume:
                 pass
     except PermissionError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError,
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, nib.filebasedimages.ImageFileError,
             nib.spatialimages.HeaderDataError, nib.spatialimages.HeaderTypeError, WrapStructError) as error:
         raise InputError(f"{path.name} cannot be read as NIfTI: the file is damaged or cut short; copy or export it "
                          "again.") from error
@@ -207,6 +209,8 @@ def _nifti_array(image) -> np.ndarray:
 
 def read_itk(path: Path) -> sitk.Image:
     """NRRD or MetaImage as a SimpleITK image (its header checked); InputError where it cannot be read."""
+    if extension(path) in (".mha", ".mhd"):
+        _check_metaimage(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -218,6 +222,25 @@ def read_itk(path: Path) -> sitk.Image:
         raise InputError(_itk_sentence(path.name, str(error))) from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warnings)
+
+
+def _check_metaimage(path: Path) -> None:
+    """ITK's MetaImage reader (5.4) corrupts memory on some damaged headers (found by trying): refuse these before."""
+    with open(path, "rb") as file:
+        lines = file.read(1 << 20).split(b"\n")
+    fields: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        key, found, value = line.partition(b"=")
+        if not found or any(byte < 32 and byte not in b"\t\r" or byte in (127, 255) for byte in line):
+            break
+        fields[key.strip().lower()] = value.split()
+        if key.strip().lower() == b"elementdatafile":
+            break
+    dimensions = fields.get(b"ndims", [b""])[:1]
+    if b"elementdatafile" not in fields or dimensions not in ([b"2"], [b"3"], [b"4"], [b"5"]) \
+            or fields.get(b"objecttype", [b"Image"]) != [b"Image"] \
+            or any(len(values) > int(dimensions[0]) ** 2 for key, values in fields.items() if key in _META_NUMBERS):
+        raise InputError(f"{path.name} cannot be read: its header is damaged or cut short; copy or export it again.")
 
 
 def _itk_sentence(name: str, message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def read_labels(path) -> tuple[Volume, list[Label]]:
         legend = _labels_of(nifti_extension(nib.load(path).header).get(_LEGEND, [])) if extension(path) in NIFTI else []
     else:
         image = read_itk(path)
-        keys = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+        keys = _metadata(image)
         segments = segments_of(keys)
         legend = [label for key, text in sorted(keys.items()) if key.startswith(_LEGEND)
                   for label in _labels_from_json(text)]
@@ -74,6 +75,14 @@ def read_labels(path) -> tuple[Volume, list[Label]]:
         return volume.with_array(_as_labels(volume.array)), sorted(legend, key=lambda label: label.value)
     except ValueError as error:
         raise InputError(f"{path.name} is not a label map: {error}.") from error
+
+
+def _metadata(image: sitk.Image) -> dict[str, str]:
+    keys = {}
+    for key in image.GetMetaDataKeys():
+        with contextlib.suppress(TypeError, UnicodeDecodeError):        # not UTF-8: somebody else's entry
+            keys[key] = image.GetMetaData(key)
+    return keys
 
 
 def _segmentation(image: sitk.Image, segments: list[dict], path: Path) -> tuple[Volume, list[Label]]:
@@ -112,6 +121,8 @@ def _as_labels(array: np.ndarray) -> np.ndarray:
 
 def _complete(legend: list[Label], array: np.ndarray) -> list[Label]:
     values, ids = [label.value for label in legend], [label.id for label in legend]
+    if not all(0 < value < 256 for value in values):
+        raise ValueError("a label of the legend has a value outside 1 to 255")
     if len(set(values)) < len(values) or len(set(ids)) < len(ids):
         raise ValueError("two labels of the legend have the same value or id")
     present = np.zeros(256, dtype=bool)
