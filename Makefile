@@ -37,7 +37,9 @@ $(STAMP): pyproject.toml setup.py
 	@echo "Installing PyTorch (about 200 MB, with CUDA about 3 GB)"
 	$(PIP) install -q $(TORCH)
 	@echo "Installing HiEndSeg and what it needs (about 250 MB)"
-	$(PIP) install -q -e ".[app,train,test]"
+	@# Nothing that comes now may replace the PyTorch that was just chosen.
+	@$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VENV)/torch.txt
+	$(PIP) install -q -c $(VENV)/torch.txt -e ".[app,train,test]"
 	@.ci/system-packages $(BIN)/python
 	@touch $@
 

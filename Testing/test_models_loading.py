@@ -51,6 +51,27 @@ def test_a_real_network_loads_through_the_builder(tmp_path):
     assert torch.allclose(scores.sum(1), torch.ones(1, 48, 48, 48), atol=1e-4) and (scores >= 0).all()
 
 
+UNETR = {"kind": "unetr12", "out_channels": 3, "img_size": 24, "patch_size": 12, "hidden_size": 12, "mlp_dim": 12,
+         "num_heads": 2, "num_layers": 3, "skip_indices": [0, 1, 2], "feature_size": 2}
+
+
+def test_a_baseline_loads_and_its_tile_must_be_the_cards(tmp_path):
+    from HiEndSegLib.networks.build import build_network
+    card = read_card(write_tiny(tmp_path, build_network, network=UNETR))
+    assert load_model(card).network.scores(torch.zeros(1, 1, 24, 24, 24)).shape == (1, 3, 24, 24, 24)
+    with pytest.raises(ModelError, match="tile .* has 36 x 24 x 24 voxels and its network takes 24 x 24 x 24"):
+        load_model(dataclasses.replace(card, tile=(36, 24, 24)))
+
+
+def test_monais_unetr_loads_too(tmp_path):
+    pytest.importorskip("monai")
+    from HiEndSegLib.networks.build import build_network
+    network = {"kind": "unetr16", "out_channels": 3, "img_size": 32, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2,
+               "feature_size": 2}
+    card = read_card(write_tiny(tmp_path, build_network, network=network, tile=[32, 32, 32]))
+    assert load_model(card).network.num_classes == 3
+
+
 def test_altered_weights_are_not_opened(tmp_path):
     card = read_card(write_tiny(tmp_path))
     raw = bytearray((tmp_path / "weights.safetensors").read_bytes())

@@ -64,6 +64,7 @@ def load_model(card: ModelCard, device: str | torch.device = "cpu", dtype: torch
     network = _build(card, build)
     _compare(card, _shapes_of(network), shapes)
     _check_classes(card, network)
+    _check_tile(card, network)
     try:
         state = _read(card, path)
         network.load_state_dict(state, strict=True)
@@ -198,6 +199,13 @@ def _check_channels(card: ModelCard, network: Mapping) -> None:
     if channels != len(card.windows):
         raise ModelError(f"Model {card.key} has {len(card.windows)} intensity windows and a network of {channels} "
                          "input channels; the two must be equal, so correct the card.")
+
+
+def _check_tile(card: ModelCard, network: nn.Module) -> None:
+    size = getattr(network, "img_size", None)  # networks that take any size do not have it
+    if size is not None and tuple(size) != card.tile:
+        raise ModelError(f"The tile of model {card.key} has {' x '.join(map(str, card.tile))} voxels and its network "
+                         f"takes {' x '.join(map(str, size))}; the two must be equal, so correct the card.")
 
 
 def _check_classes(card: ModelCard, network: nn.Module) -> None:
