@@ -51,6 +51,16 @@ def test_one_case_to_one_file(engine, capsys, tmp_path):
     assert "about 0.2 GB of main memory" in err
 
 
+def test_the_table_of_one_file_stays_when_the_file_is_finished_already(engine, capsys, tmp_path):
+    ct = write_ct(tmp_path / "ct.nii.gz")
+    go(capsys, ct, "-o", tmp_path / "a.nii.gz")
+    go(capsys, ct, "-o", tmp_path / "b.nii.gz")
+    before = (tmp_path / "a.volumes.csv").read_text()
+    code, out, _ = go(capsys, ct, "-o", tmp_path / "a.nii.gz")
+    assert code == 0 and "finished already" in out and len(engine.asked) == 2
+    assert (tmp_path / "a.volumes.csv").read_text() == before and before.count("\n") == 3
+
+
 def test_a_batch_goes_into_a_folder_with_one_table(engine, capsys, tmp_path):
     for name in ("a", "b"):
         write_ct(tmp_path / "in" / f"{name}.nii.gz")

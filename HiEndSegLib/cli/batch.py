@@ -185,14 +185,16 @@ def read_record(path: Path) -> dict | None:
 class Table:
     """The CSV over all cases whose records lie in its folder (or of one record, for a single output file)."""
 
-    def __init__(self, path: Path, single: bool, overwrite: bool):
-        self.path = path
+    def __init__(self, out: str, overwrite: bool):
+        self.path = path = csv_path(out)
         if path.exists() and not overwrite and not self._ours():
             raise OutputError(f"{path} exists already and is not a table of this program; it is left as it is. Choose "
                               "another output, or replace it with --overwrite.")
         self._records: dict[str, dict] = {}
-        if not single and path.parent.is_dir():
-            for file in sorted(path.parent.glob(f"*{RECORD_ENDING}")):
+        if path.parent.is_dir():
+            single = is_file_target(out)
+            files = [record_path(Path(out))] if single else sorted(path.parent.glob(f"*{RECORD_ENDING}"))
+            for file in files:
                 record = read_record(file)
                 if record is not None and (path.parent / str(record.get("output", {}).get("file"))).is_file():
                     self._records[file.name] = record

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     again = batch.read_record(target.record_path) is not None  # ours: a demonstration may be repeated
     if picture.exists() and not again:
         raise OutputError(f"{picture} exists already and was not made by this program; choose another output.")
-    table = batch.Table(batch.csv_path(str(target.path.parent)), single=False, overwrite=False)
+    table = batch.Table(str(target.path.parent), overwrite=False)
 
     say(f"Segmenting {resource(SAMPLE).name} with {card.title} ({card.key})")
     started = time.monotonic()

@@ -37,7 +37,7 @@ def _list(registry: Registry, options: argparse.Namespace, interrupt: Interrupt)
 def _show(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
     card = registry.get(options.model)
     unit = card.intensity_unit
-    say(f"{card.title} ({card.key}, {_whence(registry, card, default=card == registry.list()[0])})")
+    say(f"{card.title} ({card.key}, {_whence(registry, card, default=card in registry.list()[:1])})")
     if card.description:
         say(card.description)
     say()

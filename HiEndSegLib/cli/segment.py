@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     targets = batch.targets(cases, options.output)
     single = batch.is_file_target(options.output)
     batch.prepare_folder(Path(options.output).parent if single else Path(options.output))
-    table = batch.Table(batch.csv_path(options.output), single, options.overwrite)
+    table = batch.Table(options.output, options.overwrite)
 
     waiting, skipped = [], 0
     for target in targets:
