@@ -144,6 +144,17 @@ def test_development_and_sample_are_never_prepared(tmp_path):
         assert seeds.marked(name) is None
 
 
+def test_extent_takes_away_what_cannot_be_there(monkeypatch):
+    monkeypatch.setitem(cases.EXTENT, "x", (3, 1, 4, 0))
+    possible = np.full((1, 1, 5), ALL_BITS, np.uint32)
+    possible[0, 0, 4] = bit("heart")
+    column = cases.within_extent("x", possible)[0, 0]
+    assert [bool(v & bit("heart")) for v in column] == [False, True, True, True, True]      # a drawn label stays
+    assert [bool(v & bit("liver")) for v in column] == [True, True, True, False, False]
+    assert not (column & bit("urinary_bladder")).any()
+    assert cases.within_extent("unknown case", possible) is possible
+
+
 def test_pseudo_labels_only_where_sure_and_allowed():
     possible = np.array([ALL_BITS, ALL_BITS, without("liver"), bit("spleen")], np.uint32).reshape(4, 1, 1)
     case = cases.Case("x", np.zeros((4, 1, 1), np.int16), possible, np.eye(4))
@@ -173,13 +184,15 @@ def test_growing_from_points():
     assert not result[40, 25, 15] & bit("liver")
     assert result[20, 25 + 12, 15] & bit("liver") and result[20, 25 + 12, 15] & bit("background")       # the rim is open
     assert seeds.apply(possible, masks, ["liver"])[40, 25, 15] == ALL_BITS
+    rough = seeds.apply(possible, masks, [], ["liver"])
+    assert rough[20 + 18, 25, 15] == ALL_BITS and not rough[20 + 26, 25, 15] & bit("liver")
 
 
 def test_marked_points_lie_inside_their_volumes():
     records = json.loads(seeds.SEEDS.read_text())
     assert records and not set(records) & cases.EXCLUDED
     for name, record in records.items():
-        assert set(record["partial"]) <= set(record["seeds"]), name
+        assert set(record["partial"]) | set(record["rough"]) | set(record["reach"]) <= set(record["seeds"]), name
         for structure, balls in record["seeds"].items():
             assert structure == "other" or structure in VALUE
             for ball_k, ball_i, ball_j, radius in balls:

@@ -161,6 +161,30 @@ SACRUM_TOP = {"ct-abdomen-01": 54, "ct-abdomen-07": 52, "ct-abdomen-08": 28, "ct
 WEIGHT = {"ct-abdomen-01": 6.0, "ct-thorax-01": 2.0, "ct-abdomen-08": 2.0, "ct-spine-01": 0.5,
           "ct-abdomen-04": 2.0, "ct-abdomen-05": 2.0, "ct-abdomen-06": 2.0, "ct-chest-06": 1.5}
 
+_ABDOMEN = ("spleen", "kidney_right", "kidney_left", "gallbladder", "liver", "stomach", "pancreas", "duodenum",
+            "small_bowel", "colon", "urinary_bladder")
+# Slices of the 3 mm volumes, read off the pictures with a margin of two slices or more: no abdominal organ from the
+# first on, the heart only from the second up to the third, no urinary bladder from the fourth on.
+EXTENT = {"ct-abdomen-04": (62, 50, 999, 0), "ct-abdomen-05": (70, 54, 999, 0), "ct-abdomen-06": (57, 38, 999, 0),
+          "ct-abdomen-07": (999, 121, 999, 30), "ct-abdomen-08": (115, 90, 126, 40), "ct-chest-03": (15, 0, 34, 0),
+          "ct-chest-04": (32, 16, 52, 0), "ct-chest-05": (0, 999, 999, 0), "ct-chest-06": (55, 38, 70, 0),
+          "ct-chest-07": (30, 23, 56, 0), "ct-chest-08": (30, 6, 58, 0), "ct-spine-01": (999, 999, 999, 0),
+          "ct-thorax-01": (999, 0, 999, 0), "ct-torso-01": (147, 135, 178, 70), "ct-torso-02": (58, 43, 80, 0)}
+
+
+def within_extent(name: str, possible: np.ndarray) -> np.ndarray:
+    """Bit masks without the structures that cannot be in a slice, by `EXTENT`; voxels known otherwise stay."""
+    if name not in EXTENT:
+        return possible
+    abdomen_top, heart_bottom, heart_top, bladder_top = EXTENT[name]
+    k = np.arange(possible.shape[2])
+    allowed = np.full(len(k), ALL_BITS, np.uint32)
+    allowed[k >= abdomen_top] &= without(*_ABDOMEN)
+    allowed[(k < heart_bottom) | (k >= heart_top)] &= without("heart")
+    allowed[k >= bladder_top] &= without("urinary_bladder")
+    cut = possible & allowed
+    return np.where(cut == 0, possible, cut).astype(np.uint32)
+
 
 # ---------------------------------------------------------------------------------------------- putting together
 
@@ -181,7 +205,7 @@ def prepare(folder: Path) -> Case:
     possible = found.possible
     if name in LABELLED:
         possible = combine(LABELLED[name](folder, image), possible)
-    possible = add_marked(name, image, possible)
+    possible = within_extent(name, add_marked(name, image, possible))
     return Case(name, image, possible, affine, WEIGHT.get(name, 1.0), found.notes)
 
 

@@ -3,7 +3,8 @@
 `training/seeds.json` holds, per case and structure, balls [k, i, j, radius] (voxels of the 3 mm lattice) that lie
 inside the structure; "other" are balls in tissue of no structure. A marker watershed on the gradient grows them, and
 only what has the density of the balls is kept. The inside becomes certain, the rim stays open, and outside a margin
-the structure is excluded, unless the case lists it under "partial" (only some of it was marked).
+the structure is excluded: 9 mm where it was found whole, 27 mm for what the case lists under "rough" (parts of it may
+be missing); structures under "partial" (only some of it was marked) are excluded nowhere.
 Points were set by the developers on slices of the images, not by a clinician.
 """
 
@@ -34,7 +35,8 @@ _OPENING = {False: ndi.generate_binary_structure(3, 1), True: (_GRID ** 2).sum(0
 
 
 def marked(name: str) -> dict | None:
-    """What was marked in this case: {"shape", "seeds": {structure: [[k, i, j, r], ...]}, "partial": [...]}."""
+    """What was marked in this case: {"shape", "seeds": {structure: [[k, i, j, r], ...]}, "partial": [structure, ...],
+    "rough": [structure, ...], "reach": {structure: voxels}}; None where nothing was."""
     return json.loads(SEEDS.read_text()).get(name)
 
 
@@ -51,7 +53,8 @@ def _balls(shape: tuple[int, ...], balls: list[list[float]]) -> np.ndarray:
     return mask
 
 
-def grow(hu: np.ndarray, possible: np.ndarray, seeds: dict[str, list]) -> dict[str, np.ndarray]:
+def grow(hu: np.ndarray, possible: np.ndarray, seeds: dict[str, list],
+         reach: dict[str, float] | None = None) -> dict[str, np.ndarray]:
     """Masks (I, J, K) of the structures grown from their balls.
 
     Voxels whose possible bits exclude a structure are never given to it; certain voxels hold the others back."""
@@ -69,6 +72,7 @@ def grow(hu: np.ndarray, possible: np.ndarray, seeds: dict[str, list]) -> dict[s
     basins = sitk.GetArrayFromImage(sitk.MorphologicalWatershedFromMarkers(
         sitk.GetImageFromArray(gradient), sitk.GetImageFromArray(markers), markWatershedLine=False))
     masks = {}
+    limits = _REACH | (reach or {})
     for name, spot in spots.items():
         if name == "other" or not spot.any():
             continue
@@ -77,7 +81,7 @@ def grow(hu: np.ndarray, possible: np.ndarray, seeds: dict[str, list]) -> dict[s
         below, above = _RANGE.get(name, (50, 50))
         region = (basins == VALUE[name]) & (smooth > level - below) & (smooth < level + above)
         region &= (possible & bit(name)) != 0
-        region &= ndi.distance_transform_edt(~spot) <= _REACH.get(name, 5)
+        region &= ndi.distance_transform_edt(~spot) <= limits.get(name, 5)
         if name in _THIN:
             opened = region
         else:
@@ -96,8 +100,9 @@ def grow(hu: np.ndarray, possible: np.ndarray, seeds: dict[str, list]) -> dict[s
     return masks
 
 
-def apply(possible: np.ndarray, masks: dict[str, np.ndarray], partial: list[str]) -> np.ndarray:
-    """Bit masks with the grown structures: inside certain, rim open, excluded outside a 6 mm margin."""
+def apply(possible: np.ndarray, masks: dict[str, np.ndarray], partial: list[str] = (),
+          rough: list[str] = ()) -> np.ndarray:
+    """Bit masks with the grown structures: inside certain, rim open, excluded outside the margin."""
     result = possible.copy()
     edge = ndi.generate_binary_structure(3, 1)
     for name, mask in masks.items():
@@ -107,7 +112,7 @@ def apply(possible: np.ndarray, masks: dict[str, np.ndarray], partial: list[str]
         allowed = (result & bit(name)) != 0
         result[core & allowed] = bit(name)
         if name not in partial:
-            outside = ~ndi.binary_dilation(mask, edge, iterations=2)
+            outside = ndi.distance_transform_edt(~mask) > (9 if name in rough else 3)
             cut = result & without(name)
             result = np.where(outside & (cut != 0), cut, result)
     return result.astype(np.uint32)
@@ -121,4 +126,5 @@ def add_marked(name: str, hu: np.ndarray, possible: np.ndarray) -> np.ndarray:
     if tuple(record["shape"]) != hu.shape:
         raise ValueError(f"The points of {name} were set on a volume of {record['shape']} voxels, this one has "
                          f"{list(hu.shape)}; prepare it from the same image.")
-    return apply(possible, grow(hu, possible, record["seeds"]), record.get("partial", []))
+    masks = grow(hu, possible, record["seeds"], record["reach"])
+    return apply(possible, masks, record["partial"], record["rough"])
