@@ -56,7 +56,8 @@ def test_certain_is_exactly_one_bit():
 def test_lungs_sides_trachea_and_gas(chest):
     hu, found = chest
     labels = certain_labels(found.possible)
-    assert labels[32, 37, 25] == VALUE["lung_left"] and labels[67, 37, 25] == VALUE["lung_right"]   # i grows to the right
+    assert labels[32, 37, 25] == VALUE["lung_left"]          # i grows to the right
+    assert labels[67, 37, 25] == VALUE["lung_right"]
     aerated = (hu < -700) & (hu > -900)
     index = np.arange(100)[:, None, None]
     assert (labels[aerated & (index < 42)] == VALUE["lung_left"]).mean() > 0.97
@@ -182,7 +183,7 @@ def test_growing_from_points():
     inside = result == bit("liver")
     assert inside[20, 25, 15] and not (inside & ~organ).any() and inside.sum() > 0.6 * organ.sum()
     assert not result[40, 25, 15] & bit("liver")
-    assert result[20, 25 + 12, 15] & bit("liver") and result[20, 25 + 12, 15] & bit("background")       # the rim is open
+    assert result[20, 25 + 12, 15] & bit("liver") and result[20, 25 + 12, 15] & bit("background")
     assert seeds.apply(possible, masks, ["liver"])[40, 25, 15] == ALL_BITS
     rough = seeds.apply(possible, masks, [], ["liver"])
     assert rough[20 + 18, 25, 15] == ALL_BITS and not rough[20 + 26, 25, 15] & bit("liver")

@@ -6,38 +6,18 @@ a mask that does not look like what it should be is left out, and the voxels sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage as ndi
 from scipy.spatial import ConvexHull, QhullError
 
 from training.lattice import body_of
+from training.lungs import Lungs, lungs
+from training.masks import VOXEL_ML, ball, components, within
 from training.structures import ALL_BITS, bit, without
 
-VOXEL_ML = 0.027
 _GUT = ("stomach", "duodenum", "small_bowel", "colon", "esophagus")
-_CONNECT = ndi.generate_binary_structure(3, 1)
-
-
-def _ball(radius: int) -> np.ndarray:
-    grid = np.indices((2 * radius + 1,) * 3) - radius
-    return (grid ** 2).sum(0) <= radius ** 2 + 0.5
-
-
-def _within(mask: np.ndarray, voxels: float) -> np.ndarray:
-    """Where the distance to the mask is at most so many voxels (none where the mask is empty)."""
-    if not mask.any():
-        return np.zeros(mask.shape, bool)
-    return ndi.distance_transform_edt(~mask) <= voxels
-
-
-def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Component numbers and their sizes in voxels (size[0] = 0)."""
-    labels, count = ndi.label(mask, _CONNECT)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    return labels, sizes
 
 
 def body(hu: np.ndarray) -> np.ndarray:
@@ -45,109 +25,15 @@ def body(hu: np.ndarray) -> np.ndarray:
     mask = body_of(hu)
     # A slice whose lung leaks out differs from its neighbours: what they agree on is inside.
     closed = ndi.binary_closing(np.pad(mask, ((0, 0), (0, 0), (4, 4)), mode="edge"), np.ones((1, 1, 9)))[:, :, 4:-4]
-    disk = _ball(3)[:, :, 3:4]
+    disk = ball(3)[:, :, 3:4]
     closed = ndi.binary_closing(np.pad(closed, ((4, 4), (4, 4), (0, 0))), disk)[4:-4, 4:-4]
     gaps = np.zeros_like(mask)
     for k in range(hu.shape[2]):
         gaps[:, :, k] = ndi.binary_fill_holes(closed[:, :, k])
     gaps &= ~mask
-    disk = _ball(2)[:, :, 2:3]
+    disk = ball(2)[:, :, 2:3]
     core = ndi.binary_dilation(ndi.binary_opening(gaps, disk), disk)      # lung, not a skin fold
     return mask | (core & gaps)
-
-
-@dataclass
-class Lungs:
-    left: np.ndarray
-    right: np.ndarray
-    airway: np.ndarray
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def both(self) -> np.ndarray:
-        return self.left | self.right
-
-
-def _airway(hu: np.ndarray, inside: np.ndarray, middle: float) -> np.ndarray:
-    """Trachea and main bronchi: a narrow tube of air near the midline that enters from the top of the volume."""
-    empty = np.zeros(hu.shape, bool)
-
-    def follow(start: int, spot: np.ndarray, step: int, threshold: float) -> dict[int, np.ndarray]:
-        # Slice by slice, until the tube ends or opens into something wide.
-        found, k = {start: spot}, start + step
-        while 0 <= k < hu.shape[2]:
-            numbers, _ = ndi.label(inside[:, :, k] & (hu[:, :, k] < threshold))
-            touching = np.unique(numbers[ndi.binary_dilation(found[k - step])])
-            pieces = [numbers == number for number in touching if number]
-            current = sum((piece for piece in pieces if piece.sum() <= 80), empty[:, :, 0])
-            if not current.any() or current.sum() > 160:
-                break
-            found[k] = current
-            k += step
-        return found
-
-    for k in range(hu.shape[2] - 1, hu.shape[2] // 3, -1):
-        labels, count = ndi.label(inside[:, :, k] & (hu[:, :, k] < -800))
-        for number in range(1, count + 1):
-            spot = labels == number
-            if not (8 <= spot.sum() <= 60 and abs(ndi.center_of_mass(spot)[0] - middle) < 8):
-                continue
-            track = follow(k, spot, -1, -850)
-            if len(track) < 8:
-                track = follow(k, spot, -1, -800)
-            if len(track) >= 8:
-                result = empty.copy()
-                for index, section in (track | follow(k, spot, 1, -500)).items():
-                    result[:, :, index] = section
-                return result
-    return empty
-
-
-def lungs(hu: np.ndarray, inside: np.ndarray, middle: float) -> Lungs | None:
-    """Aerated lungs, left and right, or None where no plausible pair is found.
-
-    `middle`: i index of the vertebral column. A piece of air is lung when it is large and not as black and even as
-    gas in stomach or bowel. The two lungs may touch in front of the heart: they are thinned until every large piece
-    lies on one side, then each voxel goes with the nearest piece."""
-    airway = _airway(hu, inside, middle)
-    candidate = inside & (hu < -500) & ~ndi.binary_dilation(airway, iterations=1)
-    labels, sizes = _components(ndi.binary_opening(candidate))
-    usual = np.median(hu[labels == int(sizes.argmax())]) if sizes.any() else 0.0
-    if usual > -850:        # stomach or colon gas under a thin diaphragm: far blacker than this person's lung
-        black = ndi.binary_opening(candidate & (ndi.uniform_filter(hu, 3) < -935), _ball(1))
-        candidate &= ~ndi.binary_dilation(black, _ball(2))
-        labels, sizes = _components(ndi.binary_opening(candidate))
-    keep = np.zeros(hu.shape, bool)
-    for number in np.flatnonzero(sizes * VOXEL_ML > 20):
-        piece = labels == number
-        deep = ndi.binary_erosion(piece, iterations=1)
-        level = np.median(hu[deep]) if deep.sum() > 100 else -1000.0
-        if level > (-945 if sizes[number] * VOXEL_ML > 100 else usual - 60):
-            keep |= piece
-    if keep.sum() * VOXEL_ML < 150:
-        return None
-    keep = _within(keep, 1.5) & candidate
-    index = np.arange(hu.shape[0])[:, None, None]
-    depth = ndi.distance_transform_edt(keep)
-    sides = np.zeros(hu.shape, np.uint8)
-    for radius in (0, 1, 1.5, 2, 3, 4):
-        labels, sizes = _components(depth > radius)
-        sides[:] = 0
-        clean = True
-        for number in np.flatnonzero(sizes * VOXEL_ML > 10):
-            piece = labels == number
-            share = float((piece & (index < middle)).sum() / piece.sum())
-            clean &= share < 0.2 or share > 0.8
-            sides[piece] = 1 if share > 0.5 else 2
-        if clean:
-            break
-    else:
-        sides = np.where(depth > 4, np.where(index < middle, 1, 2), 0).astype(np.uint8)
-    nearest = ndi.distance_transform_edt(sides == 0, return_distances=False, return_indices=True)
-    sides = np.where(keep, sides[tuple(nearest)], 0)
-    left, right = sides == 1, sides == 2
-    notes = [f"{name} lung {side.sum() * VOXEL_ML:.0f} ml" for name, side in (("left", left), ("right", right))]
-    return Lungs(left, right, airway, notes)
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:
@@ -170,7 +56,7 @@ def viscera(hu: np.ndarray, inside: np.ndarray, spine: np.ndarray, pelvis_top: i
     the lean body; less a corridor for the vertebrae."""
     result = np.zeros(hu.shape, bool)
     air = ndi.binary_opening(inside & (hu < -500) & (hu > -960))
-    lean = ndi.binary_opening(inside & (hu > -40), _ball(1))
+    lean = ndi.binary_opening(inside & (hu > -40), ball(1))
     i, j = np.arange(hu.shape[0])[:, None], np.arange(hu.shape[1])[None, :]
     for k in range(max(0, pelvis_top), hu.shape[2]):
         if np.isnan(spine[k, 0]):
@@ -194,7 +80,7 @@ def contrast_filled(hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
     mean = ndi.uniform_filter(smooth, 3)
     spread = np.sqrt(np.maximum(ndi.uniform_filter(smooth ** 2, 3) - mean ** 2, 0))
     even = inside & (smooth > 130) & (spread < 25)
-    labels, sizes = _components(ndi.binary_opening(even))
+    labels, sizes = components(ndi.binary_opening(even))
     core = np.isin(labels, np.flatnonzero(sizes > 30))
     return ndi.binary_dilation(core, iterations=2) & (hu > 130)
 
@@ -205,17 +91,17 @@ def bright_blood(hu: np.ndarray, soft: np.ndarray) -> np.ndarray:
     Its level is read off the large dense spaces (heart, great vessels) in `soft`; everything of that level that
     hangs together with them is blood."""
     smooth = ndi.gaussian_filter(hu.astype(np.float32), 1.0)
-    dense = ndi.binary_opening(soft & (smooth > 200), _ball(2))
+    dense = ndi.binary_opening(soft & (smooth > 200), ball(2))
     if dense.sum() * VOXEL_ML < 30:
         return np.zeros(hu.shape, bool)
     level = float(np.median(smooth[dense]))
     if level < 230:
         return np.zeros(hu.shape, bool)
-    alike = ndi.binary_opening(np.abs(smooth - level) < 0.3 * level, _ball(1))
-    labels, sizes = _components(alike)
+    alike = ndi.binary_opening(np.abs(smooth - level) < 0.3 * level, ball(1))
+    labels, sizes = components(alike)
     inner = np.bincount(labels[soft], minlength=len(sizes))
     core = np.isin(labels, np.flatnonzero((sizes > 30) & (inner > 0.5 * sizes)))
-    return ndi.binary_dilation(core, _ball(2)) & (hu > 130)
+    return ndi.binary_dilation(core, ball(2)) & (hu > 130)
 
 
 @dataclass
@@ -232,7 +118,7 @@ def bone(hu: np.ndarray, inside: np.ndarray, pelvis_top: int = 0) -> Bone:
     spine = _spine(dense & (hu > 260), inside)
     soft = viscera(hu, inside, spine, pelvis_top)
     dense &= ~bright_blood(hu, soft)
-    labels, sizes = _components(dense & ~soft)
+    labels, sizes = components(dense & ~soft)
     skeleton = np.isin(labels, np.flatnonzero(sizes >= 40))
     # A real bone has some cortex; lone contrast and calcifications in soft tissue are small or even.
     peak = np.asarray(ndi.maximum(hu, labels, np.arange(len(sizes))))
@@ -240,8 +126,8 @@ def bone(hu: np.ndarray, inside: np.ndarray, pelvis_top: int = 0) -> Bone:
     spine = _spine(skeleton & (hu > 260), inside)
     soft = viscera(hu, inside, spine, pelvis_top)
     certain = skeleton & (hu > 260) & ~soft
-    reach = ndi.binary_closing(np.pad(inside & (hu > 200) & ~soft, 6), _ball(5))[6:-6, 6:-6, 6:-6]
-    return Bone(certain, _within(reach, 3) & ~soft, spine)
+    reach = ndi.binary_closing(np.pad(inside & (hu > 200) & ~soft, 6), ball(5))[6:-6, 6:-6, 6:-6]
+    return Bone(certain, within(reach, 3) & ~soft, spine)
 
 
 def _spine(skeleton: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -318,8 +204,8 @@ def classical(hu: np.ndarray, *, inside: np.ndarray | None = None, sacrum_top: i
         possible[gas] &= bit("background", "lung_left", "lung_right", *_GUT)
     else:
         notes += found.notes
-        near = _within(found.both, 3)
-        far = ~_within(found.both, 5) & inside & (hu > -300)
+        near = within(found.both, 3)
+        far = ~within(found.both, 5) & inside & (hu > -300)
         possible[far] &= without("lung_left", "lung_right")
         possible[gas & near] &= bit("background", "lung_left", "lung_right", *_GUT)
         possible[gas & ~near] &= bit("background", *_GUT)
@@ -327,10 +213,10 @@ def classical(hu: np.ndarray, *, inside: np.ndarray | None = None, sacrum_top: i
         possible[found.right] = bit("lung_right")
         for name, other, side in (("lung_left", "lung_right", found.left), ("lung_right", "lung_left", found.right)):
             opposite = found.right if side is found.left else found.left
-            closed = ndi.binary_closing(np.pad(side, 3), _ball(2))[3:-3, 3:-3, 3:-3]
+            closed = ndi.binary_closing(np.pad(side, 3), ball(2))[3:-3, 3:-3, 3:-3]
             vessels = closed & ~found.both & (hu < 100)
             possible[vessels] &= bit("background", name, "heart", "esophagus", "aorta")
-            possible[_within(side, 3) & ~_within(opposite, 5)] &= without(other)
+            possible[within(side, 3) & ~within(opposite, 5)] &= without(other)
         possible[found.airway] = bit("background")
 
     fat = inside & (low > -145) & (high < -55)
