@@ -125,7 +125,8 @@ def test_every_bad_input_ends_in_one_sentence_and_the_batch_goes_on(capsys, tmp_
     assert files_in(tmp_path / "out") == ["a good one 肝.hiendseg.json", "a good one 肝.seg.nrrd", "volumes.csv",
                                           "z.hiendseg.json", "z.seg.nrrd"]
     assert f"2 segmented, 0 finished before, {len(BAD) + 1} failed." in out
-    assert "NaN or infinite" in out
+    assert "3 voxels that were NaN or infinite were set to" in out
+    assert "3 voxels that were NaN" in (tmp_path / "out" / "z.hiendseg.json").read_text(encoding="utf-8")
     labels, legend = read_labels(tmp_path / "out" / "a good one 肝.seg.nrrd")
     tissue = np.asarray(nibabel.load(ct).dataobj) > -500
     assert labels.shape == tissue.shape and np.allclose(labels.ijk_to_ras, nibabel.load(ct).affine, atol=1e-6)

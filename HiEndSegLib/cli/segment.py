@@ -8,6 +8,7 @@ import os
 import re
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def segment_case(engine: Any, target: batch.Target, request: batch.Request, devi
     result = engine.segment(volume, model=str(request.card.folder), device=device, only=request.only, roi=request.roi,
                             progress=line, cancel=interrupt.token)
     interrupt.token.check()
+    # What reading changed (tilt, gaps, NaN) belongs to what is said about the result.
+    result = replace(result, messages=list(dict.fromkeys([*volume.notes, *result.messages])))
     if result.info.get("tiles", {}).get("run") == 0:  # an empty file would look like a finished case
         raise InputError(" ".join(result.messages) + " Nothing was written; check that this is the right image.")
     line(1.0, "Writing")
