@@ -110,3 +110,13 @@ def test_nan_counts_as_air():
     hu, body = phantom()
     hu[:5] = np.nan
     assert agreement(body_mask(volume(hu)), body) > 0.98
+
+
+def test_lung_that_leaks_out_of_single_slices():
+    """Two neighbouring slices without most of a lung and its wall: what lies above and below closes them."""
+    hu, body = phantom()
+    hu[62:, :, 14:16] = -1000
+    mask = body_mask(volume(hu))
+    lung = ellipse(hu.shape, (66, 44), (11, 13))[:, :, 14:16]
+    assert mask[:, :, 14:16][lung].mean() > 0.99
+    assert agreement(mask, body) > 0.97

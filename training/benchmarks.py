@@ -92,8 +92,10 @@ def make(key: str, options: argparse.Namespace) -> nn.Module:
     try:
         network = NETWORKS[key][0](options.channels, options.classes, options.size)
     except ImportError as error:
-        raise OptionError(f'The comparison needs {error.name}; install it with: pip install "hiendseg[train]".'
-                          ) from error
+        # nnU-Net's package asks for timm, and timm for torchvision, which would replace PyTorch: hence --no-deps.
+        package = (error.name or "").split(".")[0].replace("_", "-")
+        command = "--no-deps dynamic-network-architectures" if package.startswith("dynamic") else '"hiendseg[train]"'
+        raise OptionError(f"The comparison needs {package}; install it with: pip install {command}.") from error
     # Without gradients also by declaration: the FLOP counter follows every tensor that asks for one.
     return network.eval().requires_grad_(False).to(options.device)
 

@@ -30,6 +30,8 @@ LUNG_HU = -500.0
 #: this share of its surroundings.
 LUNG_ML = 10.0
 HELD_SHARE = 0.4
+#: Slices this far apart (mm, to either side) speak for the ones between them.
+BRIDGE_MM = 12.0
 
 
 def body_mask(volume_hu: Volume) -> np.ndarray:
@@ -83,7 +85,17 @@ def _body(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     hollow = _fill_slices(tissue) & ~tissue & ~body
     lung = ~body & (smooth > AIR_HU) & (smooth < LUNG_HU)
     body |= _held(hollow, body, spacing) | _held(lung, body, spacing)
-    return _fill_slices(_pieces(tissue | body, spacing))
+    return _fill_slices(_bridged(_fill_slices(_pieces(tissue | body, spacing)), spacing))
+
+
+def _bridged(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """`mask` with what the slices within BRIDGE_MM above and below agree on: lung that leaks out of single slices."""
+    reach = int(BRIDGE_MM // spacing[2])
+    if reach == 0 or mask.shape[2] < 3:
+        return mask
+    # A closing along one axis as two running extremes: a tenth of the time of binary_closing with a line.
+    grown = ndimage.maximum_filter1d(mask.view(np.uint8), 2 * reach + 1, axis=2, mode="nearest")
+    return mask | ndimage.minimum_filter1d(grown, 2 * reach + 1, axis=2, mode="nearest").view(bool)
 
 
 def _ball(spacing: np.ndarray, radius_mm: float) -> np.ndarray:

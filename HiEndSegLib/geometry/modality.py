@@ -69,7 +69,8 @@ def _part(values: np.ndarray, low: float, high: float) -> float:
 
 
 def _in_hounsfield(values: np.ndarray, told: bool) -> bool:
-    if values.size == 0 or values.min() < -1300:
+    # Sharp kernels undershoot, and resampled padding blends into air: real scans hold up to 2 % of such voxels.
+    if values.size == 0 or float(np.percentile(values, 5)) < -1300:
         return False
     if _part(values, -1200, -850) > 0.3:
         return True                                             # nothing else has that much of it: air
