@@ -94,8 +94,10 @@ def _bridged(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     if reach == 0 or mask.shape[2] < 3:
         return mask
     # A closing along one axis as two running extremes: a tenth of the time of binary_closing with a line.
-    grown = ndimage.maximum_filter1d(mask.view(np.uint8), 2 * reach + 1, axis=2, mode="nearest")
-    return mask | ndimage.minimum_filter1d(grown, 2 * reach + 1, axis=2, mode="nearest").view(bool)
+    padded = np.pad(mask.view(np.uint8), ((0, 0), (0, 0), (2 * reach, 2 * reach)), mode="edge")
+    grown = ndimage.maximum_filter1d(padded, 2 * reach + 1, axis=2)
+    closed = ndimage.minimum_filter1d(grown, 2 * reach + 1, axis=2)
+    return mask | closed[:, :, 2 * reach:-2 * reach].view(bool)
 
 
 def _ball(spacing: np.ndarray, radius_mm: float) -> np.ndarray:
