@@ -18,8 +18,9 @@ def two_block_case(shape=(60, 50, 70)):
 
 
 def quiet(sampler):
-    """The sampler without intensity changes, so that image and labels can be compared."""
+    """The sampler without intensity changes and disease, so that image and labels can be compared."""
     sampler._intensity = lambda image: image
+    sampler._add_fluid = lambda image, bits: (image, bits)
     return sampler
 
 
@@ -78,6 +79,25 @@ def test_inputs_stay_in_the_window_and_vary():
     tiles = [sampler.draw()[0] for _ in range(6)]
     assert all(t.min() >= 0 and t.max() <= 1 and torch.isfinite(t).all() for t in tiles)
     assert len({round(t.mean().item(), 6) for t in tiles}) == 6
+
+
+def test_disease_replaces_bowel_and_fat_only():
+    """Masses turn bowel and background into background; organs, open voxels and bone keep image and label."""
+    sampler = TileSampler([two_block_case()], WINDOWS, size=48, seed=11)
+    image = torch.full((48, 48, 48), 40.0)
+    bits = torch.full((48, 48, 48), 1 << 10)
+    image[:16], bits[:16] = 60, 1 << 5
+    image[16:24], bits[16:24] = -100, 1
+    image[24:32], bits[24:32] = 30, (1 << 20) - 1
+    masses = fluids = 0
+    for _ in range(60):
+        new, after = sampler._add_fluid(image, bits)
+        kept = torch.cat([torch.arange(16), torch.arange(24, 32)])
+        assert torch.equal(after[kept], bits[kept]) and torch.equal(new[kept], image[kept])
+        assert set(after[32:].unique().tolist()) <= {1 << 10, 1} and (after[16:24] == 1).all()
+        masses += bool((after[32:] == 1).any())
+        fluids += bool((new[16:24] > -50).any())
+    assert 5 < masses < 35 and fluids > 5
 
 
 def test_blur_keeps_the_mean_and_only_its_axes():

@@ -74,6 +74,7 @@ class TileSampler:
         # Bit sets below 2^24 survive float32; +1 - 1 turns the zero padding into "background, certainly".
         bits = torch.from_numpy((case.possible.astype(np.int64) - 1).astype(np.float32))[None, None]
         bits = F.grid_sample(bits, grid, mode="nearest", align_corners=True)[0, 0].round().long() + 1
+        image, bits = self._add_fluid(image, bits)
         image, bits = self._crop_field_of_view(image, bits)
         image = self._intensity(image)
         channels = [((image - lo) / (hi - lo)).clamp(0, 1) for lo, hi in self.windows]
@@ -104,6 +105,38 @@ class TileSampler:
         points = points + torch.from_numpy(centre).float()
         scale = torch.from_numpy(2 / np.maximum(shape - 1, 1)).float()
         return (points * scale - 1).flip(-1)[None]
+
+    def _add_fluid(self, image: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """Sometimes disease: a large cystic mass in place of bowel and fat, or free fluid in place of fat.
+
+        Only voxels that are certainly background, bowel or bladder change, and they become background. Without it a
+        mass the size of a liver is called liver.
+        """
+        rng, s = self.rng, self.size
+        soft = (image > -250) & (image < 300)
+        if rng.random() < 0.25:
+            replaceable = soft & torch.isin(bits, torch.tensor([1 << v for v in (0, 9, 10, 11)]))
+            inside = self._ellipsoid(rng.uniform(10, 40, 3))
+            where = inside & replaceable
+            if where.sum() > 2000:
+                lumps = F.interpolate(torch.from_numpy(rng.normal(0, rng.uniform(0, 18), (1, 1, 6, 6, 6))).float(),
+                                      size=(s, s, s), mode="trilinear", align_corners=True)[0, 0]
+                image = torch.where(where, float(rng.uniform(-5, 60)) + lumps + image * 0.05, image)
+                bits = torch.where(where, 1, bits)
+        if rng.random() < 0.2:
+            fat = (image > -160) & (image < -40) & (bits == 1)
+            where = fat & self._ellipsoid(rng.uniform(15, 60, 3))
+            image = torch.where(where, float(rng.uniform(-5, 30)) + 0.1 * (image + 100), image)
+        return image, bits
+
+    def _ellipsoid(self, radii: np.ndarray) -> Tensor:
+        """A wavy ellipsoid anywhere in the tile, (S, S, S) bool. radii: voxels."""
+        rng, s = self.rng, self.size
+        line = torch.arange(s, dtype=torch.float32)
+        parts = [((line - float(c)) / float(r)) ** 2 for c, r in zip(rng.uniform(0, s, 3), radii)]
+        wave = F.interpolate(torch.from_numpy(rng.normal(0, 0.25, (1, 1, 5, 5, 5))).float(), size=(s, s, s),
+                             mode="trilinear", align_corners=True)[0, 0]
+        return parts[0][:, None, None] + parts[1][None, :, None] + parts[2][None, None, :] + wave < 1
 
     def _crop_field_of_view(self, image: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Sometimes the scan ends inside the tile: beyond the cut is air, as padding is at inference."""

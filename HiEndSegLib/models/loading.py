@@ -97,7 +97,10 @@ def save_model(card: ModelCard, network: nn.Module | Mapping[str, Tensor], folde
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_target(path) as temporary:
+            temporary.touch()
+            readable = temporary.stat().st_mode      # safetensors makes its file private; a model is for the whole lab
             save_file(tensors, temporary)
+            temporary.chmod(readable)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"The weights {path} could not be written ({error}); free some space or choose another "
                           "folder.") from None
