@@ -16,7 +16,6 @@ from HiEndSegLib.bridge.corrections import read_correction
 from HiEndSegLib.bridge.scene import place_beside
 from HiEndSegLib.errors import InputError, OptionError
 from HiEndSegLib.geometry.labels import Label, terminology_tag
-from HiEndSegLib.geometry.volume import Volume
 
 BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()

@@ -155,19 +155,6 @@ def test_extent_takes_away_what_cannot_be_there(monkeypatch):
     assert not (column & bit("urinary_bladder")).any()
     assert cases.within_extent("unknown case", possible) is possible
 
-
-def test_pseudo_labels_only_where_sure_and_allowed():
-    possible = np.array([ALL_BITS, ALL_BITS, without("liver"), bit("spleen")], np.uint32).reshape(4, 1, 1)
-    case = cases.Case("x", np.zeros((4, 1, 1), np.int16), possible, np.eye(4))
-    scores = np.full((CLASSES, 4, 1, 1), 0.05 / (CLASSES - 1), np.float32)
-    scores[VALUE["liver"]] = 0.95
-    scores[VALUE["liver"], 1] = 0.5
-    result = cases.with_pseudo(case, scores, 0.9).possible.ravel()
-    assert result.tolist() == [bit("liver"), ALL_BITS, without("liver"), bit("spleen")]
-    with pytest.raises(ValueError, match="do not fit"):
-        cases.with_pseudo(case, scores[:5], 0.9)
-
-
 def test_growing_from_points():
     i, j, k = np.indices((50, 50, 30))
     hu = np.full(i.shape, 40.0)

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage as ndi
 
 from training.classical import Findings, classical
 from training.lattice import SPACING, load, resample, resample_codes
 from training.seeds import add_marked
-from training.structures import ALL_BITS, STRUCTURES, VALUE, bit, certain, without
+from training.structures import ALL_BITS, VALUE, bit, certain, without
 
 DEVELOPMENT = {"ct-abdomen-02": ("spleen", "kidney_right", "kidney_left", "liver"),
                "ct-chest-01": ("lung_left", "lung_right")}
@@ -207,21 +206,6 @@ def prepare(folder: Path) -> Case:
         possible = combine(LABELLED[name](folder, image), possible)
     possible = within_extent(name, add_marked(name, image, possible))
     return Case(name, image, possible, affine, WEIGHT.get(name, 1.0), found.notes)
-
-
-def with_pseudo(case: Case, probabilities: np.ndarray, threshold: float = 0.9) -> Case:
-    """The case with a model's confident answers added.
-
-    `probabilities`: (20, I, J, K), channel v = class v. A voxel that is not yet certain takes the class whose
-    probability among all classes reaches `threshold`, but only where the known bits allow that class."""
-    if probabilities.shape != (len(STRUCTURES) + 1, *case.image.shape):
-        raise ValueError(f"Probabilities of shape {probabilities.shape} do not fit {case.name}: "
-                         f"{(len(STRUCTURES) + 1, *case.image.shape)} is needed.")
-    best = probabilities.argmax(0)
-    answer = np.left_shift(np.uint32(1), best.astype(np.uint32))
-    sure = (probabilities.max(0) >= threshold) & ((answer & case.possible) != 0)
-    possible = np.where(sure, answer & case.possible, case.possible).astype(np.uint32)
-    return Case(case.name, case.image, possible, case.affine, case.weight, list(case.notes))
 
 
 def prepare_development(folder: Path, cache: Path) -> Path:

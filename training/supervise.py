@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--matching", choices=["hungarian", "fixed"], default="hungarian")
     parser.add_argument("--query-weight", type=float, default=0.1)
-    parser.add_argument("--pseudo-at", default="0.5,0.75", help="fractions of the time at which to self-train")
+    parser.add_argument("--pseudo-at", default="", help="fractions of the time at which to self-train, e.g. 0.7,0.85")
     parser.add_argument("--pseudo-threshold", type=float, default=0.9)
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--score-every", type=int, default=500)

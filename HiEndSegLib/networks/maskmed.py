@@ -129,7 +129,11 @@ class MaskMed(nn.Module):
     def scores(self, x: Tensor) -> Tensor:
         """(B, C, I, J, K) -> (B, num_classes, I, J, K), non-negative, sum 1 over classes, channel 0 background."""
         out = self(x)
-        return fuse(out.final.class_logits, mask_logits(out.final.mask_embeddings, out.mask_features))
+        # Slab by slab: the logits of all queries at 96^3 are 70 MB, which every elementwise step would carry through
+        # main memory; a slab stays in the cache.
+        slabs = [fuse(out.final.class_logits, mask_logits(out.final.mask_embeddings, features))
+                 for features in out.mask_features.split(8, 2)]
+        return torch.cat(slabs, 2)
 
 
 class PointwiseNet(nn.Module):
