@@ -114,16 +114,16 @@ class TileSampler:
         """
         rng, s = self.rng, self.size
         soft = (image > -250) & (image < 300)
-        if rng.random() < 0.25:
+        if rng.random() < 0.4:
             replaceable = soft & torch.isin(bits, torch.tensor([1 << v for v in (0, 9, 10, 11)]))
-            inside = self._ellipsoid(rng.uniform(10, 40, 3))
+            inside = self._ellipsoid(rng.uniform(10 if rng.random() < 0.5 else 25, 48, 3))
             where = inside & replaceable
             if where.sum() > 2000:
                 lumps = F.interpolate(torch.from_numpy(rng.normal(0, rng.uniform(0, 18), (1, 1, 6, 6, 6))).float(),
                                       size=(s, s, s), mode="trilinear", align_corners=True)[0, 0]
                 image = torch.where(where, float(rng.uniform(-5, 60)) + lumps + image * 0.05, image)
                 bits = torch.where(where, 1, bits)
-        if rng.random() < 0.2:
+        if rng.random() < 0.3:
             fat = (image > -160) & (image < -40) & (bits == 1)
             where = fat & self._ellipsoid(rng.uniform(15, 60, 3))
             image = torch.where(where, float(rng.uniform(-5, 30)) + 0.1 * (image + 100), image)
