@@ -123,7 +123,7 @@ class TileSampler:
                                       size=(s, s, s), mode="trilinear", align_corners=True)[0, 0]
                 image = torch.where(where, float(rng.uniform(-5, 60)) + lumps + image * 0.05, image)
                 bits = torch.where(where, 1, bits)
-        if rng.random() < 0.3:
+        if rng.random() < 0.5:
             fat = (image > -160) & (image < -40) & (bits == 1)
             where = fat & self._ellipsoid(rng.uniform(15, 60, 3))
             image = torch.where(where, float(rng.uniform(-5, 30)) + 0.1 * (image + 100), image)
@@ -155,7 +155,7 @@ class TileSampler:
         generator = torch.Generator().manual_seed(int(rng.integers(2 ** 31)))
         if rng.random() < 0.5:
             image = image * float(rng.uniform(0.9, 1.12)) + float(rng.normal(0, 10))
-        if rng.random() < 0.3:                       # soft-tissue contrast about 40 HU, air and bone kept
+        if rng.random() < 0.5:                       # soft-tissue contrast about 40 HU, air and bone kept
             gain = float(rng.uniform(0.7, 1.4))
             soft = ((image - 40).abs() < 200).float()
             image = image + (gain - 1) * (image - 40).clamp(-120, 200) * soft
