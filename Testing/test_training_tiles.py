@@ -81,12 +81,12 @@ def test_inputs_stay_in_the_window_and_vary():
     assert len({round(t.mean().item(), 6) for t in tiles}) == 6
 
 
-def test_disease_replaces_bowel_and_fat_only():
-    """Masses turn bowel and background into background; organs, open voxels and bone keep image and label."""
+def test_disease_replaces_only_what_is_certain():
+    """Masses and fluid turn bowel, fat and rims of organs into background; kidneys and open voxels stay as they are."""
     sampler = TileSampler([two_block_case()], WINDOWS, size=48, seed=11)
     image = torch.full((48, 48, 48), 40.0)
     bits = torch.full((48, 48, 48), 1 << 10)
-    image[:16], bits[:16] = 60, 1 << 5
+    image[:16], bits[:16] = 60, 1 << 2
     image[16:24], bits[16:24] = -100, 1
     image[24:32], bits[24:32] = 30, (1 << 20) - 1
     masses = fluids = 0

@@ -109,8 +109,8 @@ class TileSampler:
     def _add_fluid(self, image: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Sometimes disease: a large cystic mass in place of bowel and fat, or free fluid in place of fat.
 
-        Only voxels that are certainly background, bowel or bladder change, and they become background. Without it a
-        mass the size of a liver is called liver.
+        Only voxels whose class is certain change, and they become background. Without it a mass the size of a liver is
+        called liver, and fluid around the spleen is called spleen.
         """
         rng, s = self.rng, self.size
         soft = (image > -250) & (image < 300)
@@ -127,6 +127,13 @@ class TileSampler:
             fat = (image > -160) & (image < -40) & (bits == 1)
             where = fat & self._ellipsoid(rng.uniform(15, 60, 3))
             image = torch.where(where, float(rng.uniform(-5, 30)) + 0.1 * (image + 100), image)
+        if rng.random() < 0.3:
+            # Fluid below the diaphragm takes the place of lung, stomach and the rims of spleen and liver.
+            taken = torch.isin(bits, torch.tensor([1 << v for v in (1, 5, 6, 15, 16)]))
+            where = taken & self._ellipsoid(rng.uniform(8, 25, 3))
+            image = torch.where(where, float(rng.uniform(-5, 25)) + float(rng.uniform(2, 8)) * torch.from_numpy(
+                rng.standard_normal(image.shape)).float(), image)
+            bits = torch.where(where, 1, bits)
         return image, bits
 
     def _ellipsoid(self, radii: np.ndarray) -> Tensor:
