@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from HiEndSegLib.geometry.files import atomic_target
 from training.classical import Findings, classical
 from training.lattice import SPACING, load, resample, resample_codes
 from training.seeds import add_marked
@@ -58,12 +58,8 @@ def load_case(path: Path) -> Case:
 
 
 def _save(path: Path, **arrays) -> Path:
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **arrays)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    with atomic_target(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
     return path
 
 

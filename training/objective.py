@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from HiEndSegLib.networks.mask_head import HeadOutput, fuse, mask_logits
-from HiEndSegLib.networks.matching import (fixed_assignment, marginal_cross_entropy, match, partial_dice_loss,
-                                           query_loss, targets_from_possible)
+from HiEndSegLib.networks.matching import (
+    Targets,
+    fixed_assignment,
+    marginal_cross_entropy,
+    match,
+    partial_dice_loss,
+    query_loss,
+    targets_from_possible,
+)
 
 
 def sublattice(volume: Tensor, offset: tuple[int, int, int], stride: int = 2) -> Tensor:
@@ -27,7 +34,8 @@ def sublattice(volume: Tensor, offset: tuple[int, int, int], stride: int = 2) ->
 
 
 def maskmed_loss(out: HeadOutput, possible: Tensor, *, offset: tuple[int, int, int] = (0, 0, 0),
-                 matching: str = "hungarian", query_weight: float = 0.1, dense_weight: float = 1.0) -> dict[str, Tensor]:
+                 matching: str = "hungarian", query_weight: float = 0.1,
+                 dense_weight: float = 1.0) -> dict[str, Tensor]:
     """possible: (B, I, J, K) int64 bit sets on the mask features' lattice. Returns the terms and their sum `loss`.
 
     matching: "hungarian" or "fixed" (query i is class i), the ablation.
@@ -47,11 +55,17 @@ def maskmed_loss(out: HeadOutput, possible: Tensor, *, offset: tuple[int, int, i
                 prediction.class_logits[b], logits[b], target)
             query_terms.append(query_loss(prediction.class_logits[b], logits[b], target, assignment))
     scores = fuse(out.final.class_logits, logits)
-    cross_entropy = torch.stack([marginal_cross_entropy(s, p) for s, p in zip(scores, voxels)]).mean()
-    dice = torch.stack([partial_dice_loss(s, t) for s, t in zip(scores, targets)]).mean()
+    cross_entropy, dice = _dense_terms(scores, voxels, targets)
     query = torch.stack(query_terms).sum() / len(possible)
     return {"loss": query_weight * query + dense_weight * (cross_entropy + dice),
             "query": query.detach(), "cross_entropy": cross_entropy.detach(), "dice": dice.detach()}
+
+
+def _dense_terms(scores: Tensor, possible: Tensor, targets: list[Targets]) -> tuple[Tensor, Tensor]:
+    """Marginal cross-entropy and partial Dice of (B, K, V) scores, (B, V) bit sets, a target a sample; batch means."""
+    cross_entropy = torch.stack([marginal_cross_entropy(s, p) for s, p in zip(scores, possible)]).mean()
+    dice = torch.stack([partial_dice_loss(s, t) for s, t in zip(scores, targets)]).mean()
+    return cross_entropy, dice
 
 
 def pointwise_loss(logits: Tensor, possible: Tensor, *, offset: tuple[int, int, int] = (0, 0, 0)) -> dict[str, Tensor]:
@@ -59,6 +73,5 @@ def pointwise_loss(logits: Tensor, possible: Tensor, *, offset: tuple[int, int, 
     scores = sublattice(logits, offset).flatten(2).float().softmax(1)
     possible = sublattice(possible, offset).flatten(1)
     targets = [targets_from_possible(p, scores.shape[1], min_voxels=4) for p in possible]
-    cross_entropy = torch.stack([marginal_cross_entropy(s, p) for s, p in zip(scores, possible)]).mean()
-    dice = torch.stack([partial_dice_loss(s, t) for s, t in zip(scores, targets)]).mean()
+    cross_entropy, dice = _dense_terms(scores, possible, targets)
     return {"loss": cross_entropy + dice, "cross_entropy": cross_entropy.detach(), "dice": dice.detach()}

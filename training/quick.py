@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 
+from .evaluate import dice
+
 
 @torch.no_grad()
 def dense_scores(network: torch.nn.Module, image: np.ndarray, windows, *, overlap: float = 0.35, tile: int = 96,
@@ -37,11 +39,5 @@ def confident_bits(possible: np.ndarray, scores: np.ndarray, threshold: float) -
 
 def quick_dice(prediction: np.ndarray, labels: np.ndarray, ignore: int = 255) -> dict[int, float]:
     """Dice of every label in `labels` (0 and `ignore` left out); voxels marked `ignore` do not count."""
-    counted = labels != ignore
-    result = {}
-    for value in np.unique(labels):
-        if value in (0, ignore):
-            continue
-        truth, guess = (labels == value) & counted, (prediction == value) & counted
-        result[int(value)] = float(2 * (truth & guess).sum() / max(truth.sum() + guess.sum(), 1))
-    return result
+    return {int(value): dice(prediction == value, labels == value, labels == ignore)
+            for value in np.unique(labels) if value not in (0, ignore)}

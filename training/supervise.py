@@ -15,14 +15,15 @@ import copy
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.networks.build import build_network
 
-from .files import save_atomically
 from .objective import maskmed_loss, pointwise_loss
 from .quick import confident_bits, dense_scores, quick_dice
 from .tiles import TileSampler, load_cases
@@ -127,23 +128,24 @@ def train(args: argparse.Namespace) -> None:
                 log.write(json.dumps(line) + "\n")
             print(line, flush=True)
         if step % args.save_every == 0 or used >= budget:
-            save_atomically({"network": network.state_dict(), "average": average.network.state_dict(),
-                             "optimiser": optimiser.state_dict(), "step": step, "used": used, "taught": taught}, last)
+            with atomic_target(last) as temporary:
+                torch.save({"network": network.state_dict(), "average": average.network.state_dict(),
+                            "optimiser": optimiser.state_dict(), "step": step, "used": used, "taught": taught},
+                           temporary)
         if step % args.score_every == 0 or used >= budget:
             score(average.network, Path(args.cache) / "dev", run, step, args.bf16)
 
 
 def self_train(network, cases, threshold: float) -> None:
     """Teach the average's confident answers on voxels whose label is open (never on known ones)."""
-    for case in cases:
+    for index, case in enumerate(cases):
         unknown = np.bitwise_count(case.possible.astype(np.uint32)) > 1
         if unknown.mean() < 0.02:
             continue
         scores = dense_scores(network, case.image, WINDOWS)
         before = unknown.mean()
-        case.possible = confident_bits(case.possible, scores, threshold)
-        case.__post_init__()
-        after = (np.bitwise_count(case.possible.astype(np.uint32)) > 1).mean()
+        cases[index] = replace(case, possible=confident_bits(case.possible, scores, threshold))
+        after = (np.bitwise_count(cases[index].possible.astype(np.uint32)) > 1).mean()
         print(f"self-training {case.name}: open voxels {before:.3f} -> {after:.3f}", flush=True)
 
 

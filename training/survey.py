@@ -2,7 +2,8 @@
 
     python -m training.survey DATA OUT [--model ID] [--device cpu]
 
-DATA holds one folder a case with image.nii.gz; `training.evaluate` says which have labels that count. Each case runs in a worker of its own, so that its peak memory is its own. Writes OUT/survey.json,
+DATA holds one folder a case with image.nii.gz; `training.evaluate` says which have labels that count. Each case runs in a
+worker of its own, so that its peak memory is its own. Writes OUT/survey.json,
 a label map and a picture a case, and prints two tables. Scores on cases that were trained on are marked.
 """
 

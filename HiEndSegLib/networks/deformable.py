@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 #: Sampling directions at initialisation: the six axis directions, then two diagonals (max-norm 1, all distinct).
 _DIRECTIONS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (1, 1, 1), (-1, -1, -1))
 
@@ -88,15 +87,11 @@ class MultiScaleDeformableAttention3D(nn.Module):
             locations = reference[None, :, None, None] + offsets[:, :, :, level] / size     # (B, N, H, P, 3)
             locations = locations.permute(0, 2, 1, 3, 4).reshape(b * h, n, points, 3)
             with torch.autocast(query.device.type, enabled=False):
-                sampled = sample_level(self.project_value_float(value), locations)          # (B*H, c, N, P)
+                sampled = sample_level(self.project_value(value.float()), locations)          # (B*H, c, N, P)
             w = weights[:, :, :, level].permute(0, 2, 1, 3).reshape(b * h, 1, n, points)
             out = out + (sampled * w).sum(-1)
         out = out.reshape(b, d, n).transpose(1, 2)
         return self.output_proj(out.to(query.dtype))
-
-    def project_value_float(self, value: Tensor) -> Tensor:
-        """`project_value` in float32, contiguous, as `grid_sample` wants it."""
-        return self.project_value(value.float()).contiguous()
 
 
 class DeformableLayer(nn.Module):
