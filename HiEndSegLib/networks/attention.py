@@ -1,4 +1,4 @@
-"""Multi-head self-attention, once fused and once with the softmax in the open.
+"""Multi-head attention, once fused and once with the softmax in the open.
 
 The fused kernel never builds the attention map, so it is the default; the explicit form exists for the blocks
 (and the query rows) under inspection. A test holds the two together.
@@ -28,6 +28,14 @@ def merge_heads(x: Tensor) -> Tensor:
 def fused_attention(qkv: Tensor, num_heads: int) -> Tensor:
     """Self-attention from the fused projection ``(B, N, 3 D)`` -> ``(B, N, D)``, before the output projection."""
     q, k, v = split_qkv(qkv, num_heads)
+    return merge_heads(F.scaled_dot_product_attention(q, k, v))
+
+
+def fused_cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
+    """Attention of ``q (B, N, D)`` to other tokens' ``kv (B, S, 2 D)``, laid out [k | v] -> ``(B, N, D)``."""
+    batch, tokens, width = q.shape
+    q = q.view(batch, tokens, num_heads, width // num_heads).transpose(1, 2)
+    k, v = kv.view(batch, kv.shape[1], 2, num_heads, width // num_heads).permute(2, 0, 3, 1, 4)
     return merge_heads(F.scaled_dot_product_attention(q, k, v))
 
 

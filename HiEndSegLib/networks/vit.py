@@ -71,6 +71,12 @@ class PatchEmbed(nn.Module):
         x = x.reshape(batch, channels, g1, p1, g2, p2, g3, p3).permute(0, 2, 4, 6, 3, 5, 7, 1)
         return x.reshape(batch, g1 * g2 * g3, p1 * p2 * p3 * channels)
 
+    def unpatchify(self, patches: Tensor, grid: Sequence[int]) -> Tensor:
+        """The inverse of `patchify` for a token grid: ``(B, N, p1 * p2 * p3 * C)`` -> ``(B, C, I, J, K)``."""
+        (g1, g2, g3), (p1, p2, p3) = as_triple(grid), self.patch_size
+        x = patches.reshape(patches.shape[0], g1, g2, g3, p1, p2, p3, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return x.reshape(x.shape[0], x.shape[1], g1 * p1, g2 * p2, g3 * p3)
+
     def embed_patches(self, patches: Tensor) -> Tensor:
         """Tokens of already cut patches, ``(B, S, p1 * p2 * p3 * C)`` in the order of `patchify` -> ``(B, S, D)``."""
         weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)  # channel last, as the patches are
