@@ -26,9 +26,10 @@ from HiEndSegLib.networks.attention import fused_cross_attention
 from HiEndSegLib.networks.position import sincos_position_3d
 from HiEndSegLib.networks.vit import VIT_VARIANTS, Attention, Block, Mlp, VisionTransformer3D
 
-# The paper's decoders, and ours in their manner: half to two thirds of the encoder's width, heads of 32.
+# Width and heads. The paper's decoders have a third to half of the encoder's width; ours two thirds, because a token
+# must still be told apart from 511 others and hold a patch of 1728 voxels.
 _DECODERS = {"hi_end_mae_vit_base_16p": (384, 12), "hi_end_mae_vit_large_16p": (528, 16),
-             "hi_end_mae_vit_large_12p": (528, 16), "vit_small_12p": (192, 6), "vit_tiny_12p": (96, 3)}
+             "hi_end_mae_vit_large_12p": (528, 16), "vit_small_12p": (240, 6), "vit_tiny_12p": (96, 3)}
 HI_END_MAE_VARIANTS: dict[str, dict] = {
     name: {"encoder": dict(VIT_VARIANTS[name]), "decoder_embed_dim": width, "decoder_num_heads": heads}
     for name, (width, heads) in _DECODERS.items()}
