@@ -19,6 +19,9 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/cli/interrupt.py
   HiEndSegLib/cli/models.py
   HiEndSegLib/cli/segment.py
+  HiEndSegLib/desktop/__init__.py
+  HiEndSegLib/desktop/samples.py
+  HiEndSegLib/desktop/startup.py
   HiEndSegLib/engine/__init__.py
   HiEndSegLib/engine/client.py
   HiEndSegLib/engine/failures.py
