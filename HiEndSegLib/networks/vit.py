@@ -214,7 +214,7 @@ class VisionTransformer3D(nn.Module):
         Returns:
             ``([(B, N, D), ...], (B, N, D))``: the chosen outputs in the order asked, and the normalised last output.
         """
-        return self._run(self._embed(x), indices, norm=norm, return_final=return_final, keep_cls=keep_cls)
+        return self._run(self.embed(x), indices, norm=norm, return_final=return_final, keep_cls=keep_cls)
 
     def forward_tokens(self, patches: Tensor, positions: Tensor, indices: Sequence[int] = (), *, norm: bool = False,
                        return_final: bool = True, keep_cls: bool = False,
@@ -226,10 +226,21 @@ class VisionTransformer3D(nn.Module):
             positions: integer ``(B, S)`` or ``(S,)``, the flat grid index of every patch.
             grid: the token grid those indices mean; the encoder's own by default.
         """
+        return self._run(self.embed_some(patches, positions, grid=grid), indices,
+                         norm=norm, return_final=return_final, keep_cls=keep_cls)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``(B, C, I, J, K)`` -> what enters the first block: tokens with positions, the cls token (if any) first."""
+        if x.dim() != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(f"the encoder takes (batch, {self.in_channels} channels, I, J, K), not {tuple(x.shape)}")
+        tokens = self.patch_embed(x)
+        return self._with_cls(tokens + self.position_table(self.patch_embed.grid(x.shape[2:])).to(tokens.dtype))
+
+    def embed_some(self, patches: Tensor, positions: Tensor, *, grid: Sequence[int] | None = None) -> Tensor:
+        """As `embed`, for some patches only; arguments as in `forward_tokens`."""
         table = self.position_table(self.grid if grid is None else as_triple(grid))[0]
         tokens = self.patch_embed.embed_patches(patches)
-        return self._run(self._with_cls(tokens + table[positions].to(tokens.dtype)), indices,
-                         norm=norm, return_final=return_final, keep_cls=keep_cls)
+        return self._with_cls(tokens + table[positions].to(tokens.dtype))
 
     def attention_weights(self, x: Tensor, indices: Sequence[int], *, rows: Sequence[int] | Tensor | None = None,
                           keep_cls: bool = False) -> dict[int, Tensor]:
@@ -251,7 +262,7 @@ class VisionTransformer3D(nn.Module):
             if keep_cls:
                 rows = torch.cat([rows.new_zeros(1), rows])
         maps: dict[int, Tensor] = {}
-        tokens = self._embed(x)
+        tokens = self.embed(x)
         for number, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             if number in wanted:
                 attention = block.attn.weights(block.norm1(tokens), rows)
@@ -266,12 +277,6 @@ class VisionTransformer3D(nn.Module):
         """``(B, N, D)`` -> ``(B, D, g1, g2, g3)``; the encoder's own grid by default."""
         grid = self.grid if grid is None else tuple(grid)
         return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
-
-    def _embed(self, x: Tensor) -> Tensor:
-        if x.dim() != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(f"the encoder takes (batch, {self.in_channels} channels, I, J, K), not {tuple(x.shape)}")
-        tokens = self.patch_embed(x)
-        return self._with_cls(tokens + self.position_table(self.patch_embed.grid(x.shape[2:])).to(tokens.dtype))
 
     def _with_cls(self, tokens: Tensor) -> Tensor:
         if self.cls_token is None:
