@@ -10,7 +10,8 @@ from bridge_scene import (LATTICES, LEGEND, VALUE, affine, ct, ct_volume, grid_t
 
 from HiEndSegLib.bridge import volumes
 from HiEndSegLib.bridge.corrections import Edit, differences, read_correction
-from HiEndSegLib.bridge.segmentations import History, segmentation_from_labels, update_segmentation
+from HiEndSegLib.bridge.history import History
+from HiEndSegLib.bridge.segmentations import segmentation_from_labels, update_segmentation
 from HiEndSegLib.errors import InputError
 
 BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()

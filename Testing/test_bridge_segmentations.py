@@ -13,6 +13,7 @@ import vtk
 from HiEndSegLib.bridge import segmentations as bridge
 from HiEndSegLib.bridge import volumes
 from HiEndSegLib.bridge.corrections import read_correction
+from HiEndSegLib.bridge.history import History
 from HiEndSegLib.bridge.scene import place_beside
 from HiEndSegLib.errors import InputError, OptionError
 from HiEndSegLib.geometry.labels import Label, terminology_tag
@@ -254,7 +255,7 @@ def test_region_of_a_box_on_any_lattice(scene, lattice):
 def test_undo_brings_back_what_an_update_overwrote(scene, ct):
     first, second = label_volume(), moved(label_volume())
     node = bridge.segmentation_from_labels(first, LEGEND[:3], ct)
-    history = bridge.History(node)
+    history = History(node)
     assert not history.undo()
     bridge.update_segmentation(node, second, LEGEND, ct, save_undo=history.save)
     assert node.GetSegmentation().GetNumberOfSegments() == 4

@@ -149,28 +149,6 @@ def region_of_box(volume_node, box) -> np.ndarray:
     return inside
 
 
-class History:
-    """Undo for a segmentation outside an editor (inside one use `editor.saveStateForUndo`). One state per action."""
-
-    def __init__(self, node, states: int = 10):
-        check_node(node, "vtkMRMLSegmentationNode")
-        self._history = slicer.vtkSegmentationHistory()
-        self._history.SetSegmentation(node.GetSegmentation())
-        self._history.SetMaximumNumberOfStates(states)
-
-    def save(self) -> None:
-        """Remember the segmentation as it is, before a change."""
-        self._history.SaveState()
-
-    def undo(self) -> bool:
-        """Back to the last saved state; False where there is none."""
-        return bool(self._history.IsRestorePreviousStateAvailable() and self._history.RestorePreviousState())
-
-    def redo(self) -> bool:
-        """Forward again; False where there is nothing to redo."""
-        return bool(self._history.IsRestoreNextStateAvailable() and self._history.RestoreNextState())
-
-
 def _import(node, array: np.ndarray, legend: Sequence[Label], volume_node) -> None:
     """Write the legend's structures of `array` into the node: one layer, segment ids as given, new ones described."""
     if not legend:

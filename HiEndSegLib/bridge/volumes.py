@@ -25,19 +25,29 @@ _STORED_AS = {"bool": "uint8", "float16": "float32", "int64": "int32", "uint64":
 def volume_from_node(node) -> Volume:
     """The voxels (copied, IJK) and own IJKToRAS of a vtkMRMLScalarVolumeNode; parent transforms are not baked in.
 
-    meta: "source", "parent" ("none", "linear" or "nonlinear"), "notes" (a sentence for a non-linear parent).
+    meta: "source", "parent" ("none", "linear" or "nonlinear"), "notes" (a sentence for a non-linear parent),
+    "modality" where the node came from DICOM.
     Raises InputError: no node, deleted, without voxels, colour/vector or 4D, or with an unusable matrix.
     """
     shape, matrix = lattice_of(node)
     array = array_of_image(node.GetImageData()).copy(order="K")
     parent = parent_kind(node)
-    meta = {"source": "the scene", "parent": parent}
+    meta = {"source": "the scene", "parent": parent, **_modality_meta(node)}
     if parent == "nonlinear":
         transform = node.GetParentTransformNode().GetName()
         meta["notes"] = [f'"{node.GetName()}" lies under the non-linear transform "{transform}": it is segmented as it '
                          "was before the transform, and the result is put under the same one; to work on the "
                          "transformed voxels, harden the transform on a copy first."]
     return Volume(array, matrix, node.GetName() or "", meta)
+
+
+def volume_view(node) -> Volume:
+    """As `volume_from_node`, but the array is a view of the node's own voxels: look at it now, and do not keep it.
+
+    meta: "modality" where the subject hierarchy knows the DICOM series' one.
+    """
+    _, matrix = lattice_of(node)
+    return Volume(array_of_image(node.GetImageData()), matrix, node.GetName() or "", _modality_meta(node))
 
 
 def lattice_of(node) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -151,6 +161,13 @@ def box_of_roi(roi_node, volume_node) -> tuple[tuple[float, float], ...]:
     return tuple((float(lo), float(hi)) for lo, hi in zip(ras.min(axis=0), ras.max(axis=0)))
 
 
+def roi_is_rotated(roi_node, volume_node) -> bool:
+    """Whether `box_of_roi` is larger than the ROI, because its edges do not run along the volume's own R, A and S."""
+    size = np.array(roi_node.GetSize())
+    low, high = np.array(box_of_roi(roi_node, volume_node)).T
+    return bool(np.abs(np.sort(high - low) - np.sort(size)).max() > 0.01 * size.max())
+
+
 def array_of_image(image) -> np.ndarray:
     """A view (I, J, K) of a one-component vtkImageData's voxels; index 0 is the start of its extent."""
     scalars = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
@@ -205,6 +222,16 @@ def linear_between(source, target) -> np.ndarray | None:
     if not slicer.vtkMRMLTransformNode.IsGeneralTransformLinear(general, linear):
         return None
     return matrix_to_numpy(linear.GetMatrix())
+
+
+def _modality_meta(node) -> dict:
+    """{"modality": "CT"} as DICOM import writes it onto the series' item in the subject hierarchy, else {}."""
+    # Not GetSubjectHierarchyNode(): that makes one where there is none, also in a sequence's own scene
+    scene = node.GetScene()
+    hierarchy = scene.GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode") if scene is not None else None
+    item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    modality = hierarchy.GetItemAttribute(item, "DICOM.Modality") if item else ""
+    return {"modality": str(modality)} if modality else {}
 
 
 def _transform(source_parent, target_parent, points) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import nibabel as nib
 import numpy as np
 
 from ..errors import InputError
@@ -57,7 +56,9 @@ class Volume:
     @property
     def axis_codes(self) -> str:
         """Where i, j and k point to, for example "LPS": i to the left, j to the back, k to the head."""
-        return "".join(code or "?" for code in nib.aff2axcodes(self.ijk_to_ras))
+        from nibabel import aff2axcodes     # slow to import, and not there before a Slicer was set up
+
+        return "".join(code or "?" for code in aff2axcodes(self.ijk_to_ras))
 
     @property
     def notes(self) -> list[str]:
