@@ -4,9 +4,13 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/__init__.py
   HiEndSegLib/bridge/__init__.py
   HiEndSegLib/bridge/corrections.py
+  HiEndSegLib/bridge/history.py
   HiEndSegLib/bridge/layers.py
+  HiEndSegLib/bridge/results.py
   HiEndSegLib/bridge/scene.py
   HiEndSegLib/bridge/segmentations.py
+  HiEndSegLib/bridge/sequences.py
+  HiEndSegLib/bridge/tables.py
   HiEndSegLib/bridge/volumes.py
   HiEndSegLib/cli/__init__.py
   HiEndSegLib/cli/__main__.py
@@ -20,8 +24,10 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/cli/models.py
   HiEndSegLib/cli/segment.py
   HiEndSegLib/desktop/__init__.py
+  HiEndSegLib/desktop/installer.py
   HiEndSegLib/desktop/samples.py
   HiEndSegLib/desktop/startup.py
+  HiEndSegLib/desktop/wheels.py
   HiEndSegLib/engine/__init__.py
   HiEndSegLib/engine/client.py
   HiEndSegLib/engine/failures.py
@@ -64,6 +70,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/attention.py
   HiEndSegLib/networks/build.py
   HiEndSegLib/networks/deformable.py
+  HiEndSegLib/networks/effective_rank.py
   HiEndSegLib/networks/hi_end_mae.py
   HiEndSegLib/networks/mask_head.py
   HiEndSegLib/networks/maskmed.py
@@ -83,6 +90,20 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/segment.py
   HiEndSegLib/operations/tiling.py
   HiEndSegLib/operations/upsample.py
+  HiEndSegLib/presenter/__init__.py
+  HiEndSegLib/presenter/batch.py
+  HiEndSegLib/presenter/catalogue.py
+  HiEndSegLib/presenter/estimate.py
+  HiEndSegLib/presenter/inputs.py
+  HiEndSegLib/presenter/machine.py
+  HiEndSegLib/presenter/outputs.py
+  HiEndSegLib/presenter/pieces.py
+  HiEndSegLib/presenter/questions.py
+  HiEndSegLib/presenter/segment.py
+  HiEndSegLib/presenter/show.py
+  HiEndSegLib/presenter/signals.py
+  HiEndSegLib/presenter/state.py
+  HiEndSegLib/presenter/wording.py
   HiEndSegLib/resources.py
   HiEndSegLib/tasks.py
 )
