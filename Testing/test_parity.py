@@ -206,7 +206,6 @@ def test_position_table(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("recording, words", [
-    ({"checkpoint": {"state_dict": {"a": torch.ones(1)}}, "config": {"decoder_embed_dim": 6}}, "Hi-End-MAE pre-train"),
     ({"state_dict": {"a": torch.ones(1)}, "config": {"depths": [2]}, "stage0": torch.ones(1)}, "HRMedSeg's encoder"),
     ({"weights": torch.ones(1)}, "no recording this command knows (its fields: weights)")])
 def test_kinds_that_are_not_compared(tmp_path, capsys, recording, words):

@@ -240,6 +240,18 @@ def load_encoder(encoder: VisionTransformer3D, content: dict, *, assign: bool = 
     return _load(encoder, mapped, "the encoder", set_aside, leftover, notes, assign)
 
 
+def load_hi_end_mae(network: nn.Module, content: dict, *, assign: bool = False) -> LoadReport:
+    """Fill a whole pre-training network (`HiEndMAE`) from an official checkpoint: encoder, decoder, position tables.
+
+    Raises:
+        ModelError: no Hi-End-MAE checkpoint, or one of another size.
+    """
+    state, encoder = unwrap_state(content), network.encoder
+    _same_variant(encoder_shape(state),
+                  EncoderShape(encoder.embed_dim, encoder.depth, encoder.patch_size, encoder.in_channels))
+    return _load(network, state, "Hi-End-MAE", (), (), (), assign)
+
+
 def load_unetr(network: nn.Module, content: dict, *, assign: bool = False) -> LoadReport:
     """Fill a UNETR (`UNETR12`, or MONAI's own) from an official pre-training checkpoint or from UNETR weights.
 

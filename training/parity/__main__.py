@@ -14,24 +14,24 @@ from pathlib import Path
 
 from HiEndSegLib.errors import HiEndSegError, InputError
 from HiEndSegLib.models.weights import read_checkpoint
-from training.parity import position, unetr
+from training.parity import hi_end_mae, position, unetr
 from training.parity.comparison import Comparison
 
 # Recordings this command recognises and does not compare yet: field that gives them away -> name.
-_ANNOUNCED = {"checkpoint": "Hi-End-MAE pre-training", "stage0": "HRMedSeg's encoder"}
+_ANNOUNCED = {"stage0": "HRMedSeg's encoder"}
 
 
 def kinds_of(name: str, recording: dict) -> list:
     """The kinds a recording belongs to (modules with ``matches`` and ``compare``); InputError for none."""
-    kinds = [kind for kind in (unetr, position) if kind.matches(recording)]
+    kinds = [kind for kind in (unetr, hi_end_mae, position) if kind.matches(recording)]
     if kinds:
         return kinds
     for field, network in _ANNOUNCED.items():
         if field in recording:
             raise InputError(f"{name} is a recording of {network}, which this version cannot compare yet; "
-                             "it compares UNETR and position tables.")
+                             "it compares UNETR, Hi-End-MAE and position tables.")
     raise InputError(f"{name} is no recording this command knows (its fields: {', '.join(map(str, recording))}); "
-                     "it compares UNETR and position tables.")
+                     "it compares UNETR, Hi-End-MAE and position tables.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

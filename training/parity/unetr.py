@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from HiEndSegLib.errors import HiEndSegError, InputError
 from HiEndSegLib.models.official import is_official, plain_unetr, to_unetr, unwrap_state
 from HiEndSegLib.models.weights import read_checkpoint, read_safetensors
-from HiEndSegLib.networks.position import as_triple
 from HiEndSegLib.networks.unetr import UNETR12, UNETROutput
 from training.parity.comparison import ACTIVATION, Comparison, as_tensor, thin
+from training.parity.config import need, size, whole_numbers
 
 _TABLE = "vit.patch_embedding.position_embeddings"
 _OUTPUTS = ("logits", "vit_out", "vit_hidden", "features", "attention", "argmax_counts")
@@ -53,7 +53,7 @@ def compare(recording: dict, weights: Path | None, comparison: Comparison) -> No
 
 
 def _outputs(comparison: Comparison, recording: dict, ours: UNETROutput) -> None:
-    stride = _strides(recording.get("logits_stride", 1))
+    stride = size(recording.get("logits_stride", 1))
     if recording.get("logits") is not None:
         if len(set(stride)) == 1:
             logits = thin(ours.logits, stride[0])
@@ -102,7 +102,7 @@ def _counts(comparison: Comparison, recording: dict, logits: Tensor) -> None:
     if recorded is None or recorded.dim() not in (1, 2) or recorded.shape[-1] > classes:
         return comparison.not_compared("argmax_counts", f"it is not one count for each of the {classes} classes")
     recorded = torch.nn.functional.pad(recorded.long(), (0, classes - recorded.shape[-1]))
-    stride = _strides(recording.get("logits_stride", 1))
+    stride = size(recording.get("logits_stride", 1))
     for seen in (logits, logits[..., :: stride[0], :: stride[1], :: stride[2]]):
         winners = seen.argmax(dim=1).flatten(1)  # (B, voxels)
         if int(recorded.sum()) == winners.numel():
@@ -124,16 +124,6 @@ def _counts(comparison: Comparison, recording: dict, logits: Tensor) -> None:
 
 def _network(config: Mapping, state: dict[str, Tensor], comparison: Comparison) -> UNETR12:
     """The network the configuration describes, with every one of its weights taken from the state."""
-
-    def need(name: str, convert: Callable = int):
-        if name not in config:
-            raise InputError(f"The recording's config has no {name}; record it again.")
-        return convert(config[name])
-
-    def size(value: object) -> tuple[int, int, int]:
-        value = value.tolist() if isinstance(value, Tensor) else value
-        return as_triple(value if isinstance(value, int) else list(value))
-
     depth = 1 + max((int(key.split(".")[2]) for key in state
                      if key.startswith("vit.blocks.") and key.split(".")[2].isdigit()), default=-1)
     norm = config.get("norm", "instance")
@@ -142,10 +132,11 @@ def _network(config: Mapping, state: dict[str, Tensor], comparison: Comparison) 
     try:
         with torch.device("meta"):
             network = UNETR12(
-                img_size=need("img_size", size), patch_size=need("patch_size", size), in_channels=need("in_channels"),
-                out_channels=need("out_channels"), feature_size=need("feature_size"), hidden_size=need("hidden_size"),
-                mlp_dim=need("mlp_dim"), num_heads=need("num_heads"), num_layers=depth,
-                ln_eps=need("vit_ln_eps", float), skip_indices=need("skip_indices", _whole_numbers),
+                img_size=need(config, "img_size", size), patch_size=need(config, "patch_size", size),
+                in_channels=need(config, "in_channels"), out_channels=need(config, "out_channels"),
+                feature_size=need(config, "feature_size"), hidden_size=need(config, "hidden_size"),
+                mlp_dim=need(config, "mlp_dim"), num_heads=need(config, "num_heads"), num_layers=depth,
+                ln_eps=need(config, "vit_ln_eps", float), skip_indices=need(config, "skip_indices", whole_numbers),
                 qkv_bias="vit.blocks.0.attn.qkv.bias" in state, norm=norm,
                 last_step="transposed" if "decoder2.transp_conv.conv.weight" in state else "resize")
     except (ValueError, TypeError) as error:
@@ -213,12 +204,3 @@ def _by_block(attention: object, comparison: Comparison) -> dict[int, object]:
         else:
             comparison.not_compared(f"attention.{key}", "its name holds no block number")
     return maps
-
-
-def _strides(value: object) -> tuple[int, int, int]:
-    value = value.tolist() if isinstance(value, Tensor) else value
-    return as_triple(value if isinstance(value, int) else list(value))
-
-
-def _whole_numbers(value: object) -> list[int]:
-    return [int(v) for v in (value.tolist() if isinstance(value, Tensor) else value)]
