@@ -94,3 +94,19 @@ def test_wrong_heads_are_refused():
         MultiScaleDeformableAttention3D(embed_dim=10, num_heads=3)
     with pytest.raises(ValueError, match="directions"):
         MultiScaleDeformableAttention3D(embed_dim=18, num_heads=9)
+
+
+def test_sampling_without_gradients_equals_sampling_with_them():
+    """Two ways of gathering: by bags when nothing is trained, by grid_sample when something is."""
+    torch.manual_seed(0)
+    layer = MultiScaleDeformableAttention3D(embed_dim=12, num_heads=3, num_levels=3, num_points=4)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    values = [torch.randn(2, 12, *size) for size in ((7, 5, 6), (3, 4, 2), (1, 2, 3))]
+    reference = reference_points((3, 4, 5))
+    query = torch.randn(2, 60, 12)
+    trained = layer(query, reference, values)
+    with torch.no_grad():
+        free = layer(query, reference, values)
+    assert trained.requires_grad and not free.requires_grad and trained.std() > 0.1
+    torch.testing.assert_close(free, trained.detach(), atol=1e-5, rtol=1e-5)

@@ -63,7 +63,7 @@ def test_every_finest_value_stride_trains_every_parameter(stride):
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
     out = network(torch.rand(1, 2, 24, 24, 24))
-    loss = sum(p.class_logits.square().sum() + mask_logits(p.mask_embeddings, out.mask_features).square().mean()
+    loss = sum(p.class_logits.square().sum() + mask_logits(p.mask_embeddings, out.mask_features.full()).square().mean()
                for p in out.predictions)
     loss.backward()
     dead = [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
@@ -76,7 +76,7 @@ def test_predictions_before_the_first_layer_and_after_every_layer():
     out = network(torch.rand(2, 2, 24, 24, 24))
     assert len(out.predictions) == 7
     assert out.final.class_logits.shape == (2, 7, 5) and out.final.mask_embeddings.shape == (2, 7, 4)
-    assert out.mask_features.shape == (2, 4, 24, 24, 24) and out.queries.shape == (2, 7, 12)
+    assert out.mask_features.full().shape == (2, 4, 24, 24, 24) and out.queries.shape == (2, 7, 12)
 
 
 def test_a_query_with_an_empty_mask_attends_everywhere():

@@ -6,6 +6,8 @@ makes the queries agree early; the matched terms keep mask and class decoupled (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,15 +23,20 @@ from HiEndSegLib.networks.matching import (
 )
 
 
-def sublattice(volume: Tensor, offset: tuple[int, int, int], stride: int = 2) -> Tensor:
-    """One voxel of every block of `stride` along each axis, wandering within the block from one block to the next.
+def wandering(size: Sequence[int], offset: tuple[int, int, int], stride: int = 2) -> list[Tensor]:
+    """Indices along each axis, one in every block of `stride`, wandering within the block from one block to the next.
 
     Over all offsets every voxel is visited once; with any one offset every position within a block is, so that no
     sub-pixel channel is starved.
     """
-    for axis, start in zip((-3, -2, -1), offset):
-        block = torch.arange(volume.shape[axis] // stride, device=volume.device)
-        volume = volume.index_select(volume.dim() + axis, block * stride + (block + start) % stride)
+    blocks = [torch.arange(n // stride) for n in size]
+    return [block * stride + (block + start) % stride for block, start in zip(blocks, offset)]
+
+
+def sublattice(volume: Tensor, offset: tuple[int, int, int], stride: int = 2) -> Tensor:
+    """The voxels of (..., I, J, K) at the `wandering` indices."""
+    for axis, index in zip((-3, -2, -1), wandering(volume.shape[-3:], offset, stride)):
+        volume = volume.index_select(volume.dim() + axis, index.to(volume.device))
     return volume
 
 
@@ -46,7 +53,7 @@ def maskmed_loss(out: HeadOutput, possible: Tensor, *, offset: tuple[int, int, i
         # Earlier layers are supervised on a coarser set of points: an eighth of the cost, the same expectation.
         stride = 2 if layer + 1 == len(out.predictions) else 4
         if layer in (0, len(out.predictions) - 1):
-            features = sublattice(out.mask_features, offset, stride)
+            features = out.mask_features.at(*wandering(out.mask_features.size, offset, stride))
             voxels = sublattice(possible, offset, stride).flatten(1)
             targets = [targets_from_possible(p, num_classes, min_voxels=4) for p in voxels]
         logits = mask_logits(prediction.mask_embeddings, features).flatten(2).float()

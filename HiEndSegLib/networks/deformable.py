@@ -64,12 +64,6 @@ class MultiScaleDeformableAttention3D(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def project_value(self, value: Tensor) -> Tensor:
-        """One level's map (B, D, I, J, K) to per-head values (B*H, D/H, I, J, K)."""
-        b, d = value.shape[:2]
-        projected = F.conv3d(value, self.value_proj.weight[:, :, None, None, None], self.value_proj.bias)
-        return projected.reshape(b * self.num_heads, d // self.num_heads, *value.shape[2:])
-
     def forward(self, query: Tensor, reference: Tensor, values: list[Tensor]) -> Tensor:
         """query: (B, N, D) with position. reference: (N, 3) in [0, 1]. values: one (B, D, I, J, K) per level.
 
@@ -81,17 +75,60 @@ class MultiScaleDeformableAttention3D(nn.Module):
         offsets = self.sampling_offsets(query).float().reshape(b, n, h, levels, points, 3)
         weights = self.attention_weights(query).float().reshape(b, n, h, levels * points).softmax(-1)
         weights = weights.reshape(b, n, h, levels, points)
-        out = query.new_zeros((b * h, d // h, n), dtype=torch.float32)
-        for level, value in enumerate(values):
-            size = torch.tensor(value.shape[2:], device=query.device, dtype=torch.float32)
-            locations = reference[None, :, None, None] + offsets[:, :, :, level] / size     # (B, N, H, P, 3)
-            locations = locations.permute(0, 2, 1, 3, 4).reshape(b * h, n, points, 3)
-            with torch.autocast(query.device.type, enabled=False):
-                sampled = sample_level(self.project_value(value.float()), locations)          # (B*H, c, N, P)
-            w = weights[:, :, :, level].permute(0, 2, 1, 3).reshape(b * h, 1, n, points)
-            out = out + (sampled * w).sum(-1)
-        out = out.reshape(b, d, n).transpose(1, 2)
+        sizes = [value.shape[2:] for value in values]
+        locations = [reference[None, :, None, None] + offsets[:, :, :, level] / offsets.new_tensor(size)
+                     for level, size in enumerate(sizes)]                                    # (B, N, H, P, 3)
+        projected = [self.value_proj(value.flatten(2).transpose(1, 2)).float() for value in values]     # (B, V, D)
+        gather = _gather_trained if torch.is_grad_enabled() else _gather_in_bags
+        with torch.autocast(query.device.type, enabled=False):
+            out = gather(projected, sizes, locations, weights)
         return self.output_proj(out.to(query.dtype))
+
+
+def _gather_trained(values: list[Tensor], sizes: list, locations: list[Tensor], weights: Tensor) -> Tensor:
+    """Weighted samples with gradients: values (B, V, D) and locations (B, N, H, P, 3) per level -> (B, N, D)."""
+    b, n, h, _, points = weights.shape
+    out = 0
+    for level, (value, size, where) in enumerate(zip(values, sizes, locations)):
+        maps = value.transpose(1, 2).reshape(b * h, -1, *size)
+        sampled = sample_level(maps, where.permute(0, 2, 1, 3, 4).reshape(b * h, n, points, 3))     # (B*H, c, N, P)
+        w = weights[:, :, :, level].permute(0, 2, 1, 3).reshape(b * h, 1, n, points)
+        out = out + (sampled * w).sum(-1)
+    return out.reshape(b, -1, n).transpose(1, 2)
+
+
+def _gather_in_bags(values: list[Tensor], sizes: list, locations: list[Tensor], weights: Tensor) -> Tensor:
+    """The same without gradients: all corners of all points of all levels of a query and head in one `embedding_bag`.
+
+    Measured on one core for 2,240 queries: 0.8 ms for the 24^3 level against 11 ms by `grid_sample`, whose backward
+    pass in turn is the faster one.
+    """
+    b, n, h, _, _ = weights.shape
+    total = sum(value.shape[1] for value in values)
+    table = torch.cat(values, 1).reshape(b * total * h, -1)                          # row (b, v, h)
+    integers = dict(device=table.device, dtype=torch.int32)
+    head = torch.arange(h, **integers).reshape(1, 1, h, 1)
+    start = torch.arange(b, **integers).reshape(b, 1, 1, 1) * total
+    rows, shares = [], []
+    for level, (size, where) in enumerate(zip(sizes, locations)):
+        corners = [(start, weights[:, :, :, level])]
+        stride = math.prod(size)
+        for axis, count in enumerate(size):
+            stride //= count
+            place = where[..., axis] * count - 0.5
+            below = place.floor()
+            part, below = place - below, below.int()
+            ends = []
+            for index, share in ((below, 1 - part), (below + 1, part)):
+                inside = (index >= 0) & (index < count)                              # zero outside
+                ends.append((index.clamp(0, count - 1) * stride, share * inside))
+            corners = [(row + more, share * part) for row, share in corners for more, part in ends]
+        rows += [row * h + head for row, _ in corners]
+        shares += [share for _, share in corners]
+        start = start + math.prod(size)
+    rows, shares = torch.stack(rows, -1).flatten(3), torch.stack(shares, -1).flatten(3)
+    out = F.embedding_bag(rows.flatten(0, 2), table, per_sample_weights=shares.flatten(0, 2), mode="sum")
+    return out.reshape(b, n, -1)
 
 
 class DeformableLayer(nn.Module):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deformable import normalised_position
+from .mask_features import MaskFeatures
 
 
 @dataclass
@@ -33,12 +34,12 @@ class HeadOutput:
     """The head's answer.
 
     predictions: before the first layer and after every layer, the last one is the answer.
-    mask_features: (B, d_mask, I, J, K) at the image's resolution.
+    mask_features: d_mask channels at the image's resolution, computed where they are asked for.
     queries: (B, Q, D) after the last layer.
     """
 
     predictions: list[QueryPrediction]
-    mask_features: Tensor
+    mask_features: MaskFeatures
     queries: Tensor
 
     @property
@@ -48,7 +49,7 @@ class HeadOutput:
 
 def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
     """(B, Q, d) and (B, d, I, J, K) -> (B, Q, I, J, K)."""
-    return torch.einsum("bqd,bdijk->bqijk", embeddings, features)
+    return (embeddings @ features.flatten(2)).unflatten(2, features.shape[2:])
 
 
 def fuse(class_logits: Tensor, masks: Tensor) -> Tensor:
@@ -58,8 +59,9 @@ def fuse(class_logits: Tensor, masks: Tensor) -> Tensor:
     divided by its sum over k, so that scores of neighbouring tiles can be averaged.
     """
     probability = class_logits.float().softmax(-1)[..., :-1]
-    scores = torch.einsum("bqk,bq...->bk...", probability.to(masks.dtype), masks.sigmoid())
-    return scores / scores.sum(1, keepdim=True).clamp_min(1e-6)
+    scores = probability.to(masks.dtype).transpose(1, 2) @ masks.sigmoid().flatten(2)
+    scores = scores / scores.sum(1, keepdim=True).clamp_min(1e-6)
+    return scores.unflatten(2, masks.shape[2:])
 
 
 class QueryLayer(nn.Module):
@@ -146,16 +148,16 @@ class MaskedMultiScaleHead(nn.Module):
         inside = (mask_logits(embeddings.detach(), features) > 0).flatten(2)            # sigmoid > 0.5
         return (inside | ~inside.any(-1, keepdim=True)).unsqueeze(1)
 
-    def forward(self, memory: list[Tensor], mask_features: Tensor) -> HeadOutput:
-        """memory: decoder maps (B, C_s, I_s, J_s, K_s). mask_features: (B, d_mask, I, J, K)."""
-        b = mask_features.shape[0]
+    def forward(self, memory: list[Tensor], mask_features: MaskFeatures) -> HeadOutput:
+        """memory: decoder maps (B, C_s, I_s, J_s, K_s)."""
+        b = memory[0].shape[0]
         dim = self.query_content.shape[1]
         tokens, positions, at_scale = [], [], []
         for scale, (m, proj) in enumerate(zip(memory, self.memory_proj)):
             tokens.append(proj(m).flatten(2).transpose(1, 2) + self.scale_embed[scale])
             positions.append(normalised_position(m.shape[2:], dim, m).to(m.dtype))
             # The mask is linear in the features, so resizing the features once resizes every query's logits.
-            at_scale.append(F.adaptive_avg_pool3d(mask_features.detach(), m.shape[2:]))
+            at_scale.append(mask_features.pooled(m.shape[2:]))
         x = self.query_content.expand(b, -1, -1)
         query_pos = self.query_position.expand(b, -1, -1)
         predictions = [self.predict(x)]

@@ -13,13 +13,17 @@ so a convolutional pyramid (ours) supplies the finer levels. Which parts are who
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deformable import FSADTransformer
+from .mask_features import FullResolution
 from .mask_head import HeadOutput, MaskedMultiScaleHead, fuse, mask_logits
 from .pyramid import ConvPyramid, ResidualBlock, depth_to_space
+from .resize import resize_trilinear
 from .vit import build_vit
+
+#: Layers of the stride-2 map that `scores` works on at a time.
+SLAB = 4
 
 
 class PyramidEncoder(nn.Module):
@@ -72,33 +76,10 @@ class PyramidEncoder(nn.Module):
         if self.finest_value_stride == 1:
             levels = [depth_to_space(self.full_resolution(s2))] + levels
         s8, tokens = self.fsad([*levels, tokens])
-        d8 = self.up8(s8 + _resize(tokens, s8))
-        d4 = self.up4(s4 + _resize(self.lateral4(d8), s4))
-        d2 = self.up2(s2 + _resize(self.lateral2(d4), s2))
+        d8 = self.up8(s8 + resize_trilinear(tokens, s8.shape[2:]))
+        d4 = self.up4(s4 + resize_trilinear(self.lateral4(d8), s4.shape[2:]))
+        d2 = self.up2(s2 + resize_trilinear(self.lateral2(d4), s2.shape[2:]))
         return [d8, d4, d2]
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
-
-
-class FullResolution(nn.Module):
-    """Stride-2 map (B, C, I/2, ...) -> features (B, out, I, J, K).
-
-    A smooth part (interpolated) that every voxel trains, and a sub-pixel part for the detail within a 2x2x2 block, which
-    starts at zero so that no block pattern has to be unlearned.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.smooth = nn.Conv3d(in_channels, out_channels, 1)
-        self.detail = nn.Conv3d(in_channels, 8 * out_channels, 1)
-        nn.init.zeros_(self.detail.weight)
-        nn.init.zeros_(self.detail.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        smooth = F.interpolate(self.smooth(x), scale_factor=2.0, mode="trilinear", align_corners=False)
-        return smooth + depth_to_space(self.detail(x))
 
 
 class MaskMed(nn.Module):
@@ -123,17 +104,23 @@ class MaskMed(nn.Module):
     def forward(self, x: Tensor) -> HeadOutput:
         """(B, C, I, J, K) -> HeadOutput."""
         maps = dict(zip((8, 4, 2), self.encoder(x)))
-        features = self.mask_features(maps[2])                                          # (B, d_mask, I, J, K)
+        features = self.mask_features(maps[2])
         return self.head([maps[s] for s in self.head_scales], features)
 
     def scores(self, x: Tensor) -> Tensor:
         """(B, C, I, J, K) -> (B, num_classes, I, J, K), non-negative, sum 1 over classes, channel 0 background."""
         out = self(x)
-        # Slab by slab: the logits of all queries at 96^3 are 70 MB, which every elementwise step would carry through
-        # main memory; a slab stays in the cache.
-        slabs = [fuse(out.final.class_logits, mask_logits(out.final.mask_embeddings, features))
-                 for features in out.mask_features.split(8, 2)]
-        return torch.cat(slabs, 2)
+        features = out.mask_features
+        # Slab by slab: features and logits of all queries at 96^3 are 130 MB, which every elementwise step would carry
+        # through main memory; a slab stays in the cache.
+        scores = None
+        for first in range(0, features.size[0] // 2, SLAB):
+            last = min(first + SLAB, features.size[0] // 2)
+            slab = fuse(out.final.class_logits, mask_logits(out.final.mask_embeddings, features.slab(first, last)))
+            if scores is None:
+                scores = slab.new_empty((*slab.shape[:2], *features.size))
+            scores[:, :, 2 * first:2 * last] = slab
+        return scores
 
 
 class PointwiseNet(nn.Module):
@@ -148,7 +135,7 @@ class PointwiseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, I, J, K) -> logits (B, num_classes, I, J, K)."""
-        return self.classifier(self.mask_features(self.encoder(x)[-1]))
+        return self.classifier(self.mask_features(self.encoder(x)[-1]).full())
 
     def scores(self, x: Tensor) -> Tensor:
         """Softmax over classes, (B, num_classes, I, J, K)."""

@@ -1,0 +1,123 @@
+"""Full-resolution mask features that are computed only where somebody asks.
+
+A head multiplies its mask embeddings with one feature vector a voxel. Kept whole, those features are the largest map
+of the network (16 x 96^3), and writing and reading it costs more than all of its arithmetic. Nobody needs it whole:
+inference goes slab by slab, training looks at one voxel in eight, and the queries' attention masks live on coarse
+maps. So `FullResolution` returns `MaskFeatures`, which knows the stride-2 map and answers each of these directly.
+Measured on one core in bfloat16, 96^3, 20 classes: 257 ms for whole features and their scores, 80 ms by slabs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .resize import along_axes, linear_weights
+
+
+class FullResolution(nn.Module):
+    """Stride-2 map (B, C, I/2, ...) -> `MaskFeatures` with `out` channels at (I, J, K).
+
+    A smooth part (interpolated) that every voxel trains, and a sub-pixel part (arXiv 1609.05158) for the detail within
+    a 2x2x2 block, which starts at zero so that no block pattern has to be unlearned.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.out_channels = out_channels
+        self.smooth = nn.Conv3d(in_channels, out_channels, 1)
+        self.detail = nn.Conv3d(in_channels, 8 * out_channels, 1)
+        nn.init.zeros_(self.detail.weight)
+        nn.init.zeros_(self.detail.bias)
+
+    def forward(self, x: Tensor) -> MaskFeatures:
+        return MaskFeatures(self, x)
+
+
+class MaskFeatures:
+    """Features (B, d, I, J, K) over a stride-2 map, whole or in part; the same numbers either way."""
+
+    def __init__(self, layer: FullResolution, coarse: Tensor):
+        self._coarse = coarse
+        self._smooth_weight, self._smooth_bias = layer.smooth.weight.flatten(1), layer.smooth.bias
+        d = layer.out_channels
+        # (8, d, C): one pointwise layer per position within the 2x2x2 block, k fastest.
+        self._detail_weight = layer.detail.weight.flatten(1).unflatten(0, (d, 8)).transpose(0, 1)
+        self._detail_bias = layer.detail.bias.unflatten(0, (d, 8)).transpose(0, 1)
+
+    @property
+    def channels(self) -> int:
+        return self._smooth_weight.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return tuple(2 * n for n in self._coarse.shape[2:])
+
+    def full(self) -> Tensor:
+        """(B, d, I, J, K)."""
+        return self.slab(0, self._coarse.shape[2])
+
+    def slab(self, first: int, last: int) -> Tensor:
+        """Layers [2 first, 2 last) along i: (B, d, 2 (last - first), J, K)."""
+        size = self._coarse.shape[2:]
+        low, high = max(first - 1, 0), min(last + 1, size[0])
+        smooth = _pointwise(self._coarse[:, :, low:high], self._smooth_weight, self._smooth_bias)
+        rows = linear_weights(size[0], 2 * size[0])[2 * first:2 * last, low:high]
+        smooth = along_axes(smooth, (rows, *(linear_weights(n, 2 * n) for n in size[1:])))
+        # Order of the layer's outputs here: k parity slowest of all is what lets the last copy write whole pairs.
+        weight, bias = self._detail_weight.flatten(0, 1), self._detail_bias.flatten()
+        detail = _pointwise(self._coarse[:, :, first:last], weight, bias)
+        b, _, i, j, k = detail.shape
+        detail = detail.reshape(b, 2, 2, 2, -1, i, j, k).permute(0, 4, 5, 1, 6, 2, 7, 3)
+        return smooth + detail.reshape(smooth.shape)
+
+    def at(self, i: Tensor, j: Tensor, k: Tensor) -> Tensor:
+        """Features on the sublattice of full-resolution indices i x j x k, (B, d, len(i), len(j), len(k))."""
+        size = self._coarse.shape[2:]
+        smooth = _pointwise(self._coarse, self._smooth_weight, self._smooth_bias)
+        smooth = along_axes(smooth, [linear_weights(n, 2 * n)[index.cpu()] for n, index in zip(size, (i, j, k))])
+        # Within one parity of each axis the detail is one pointwise layer: sort by parity, join, sort back.
+        orders = [torch.cat([torch.nonzero(index % 2 == parity)[:, 0] for parity in (0, 1)]) for index in (i, j, k)]
+        evens = [int((index % 2 == 0).sum()) for index in (i, j, k)]
+        sorted_coarse = self._coarse
+        for axis, (index, order) in enumerate(zip((i, j, k), orders)):
+            sorted_coarse = sorted_coarse.index_select(2 + axis, (index[order] // 2).to(sorted_coarse.device))
+        detail = self._by_parity(sorted_coarse, evens, 0, 0)
+        for axis, order in enumerate(orders):
+            detail = detail.index_select(2 + axis, order.argsort().to(detail.device))
+        return smooth + detail
+
+    def _by_parity(self, x: Tensor, evens: list[int], axis: int, position: int) -> Tensor:
+        if axis == 3:
+            return _pointwise(x, self._detail_weight[position], self._detail_bias[position])
+        even, odd = x.split([evens[axis], x.shape[2 + axis] - evens[axis]], 2 + axis)
+        return torch.cat([self._by_parity(even, evens, axis + 1, 2 * position),
+                          self._by_parity(odd, evens, axis + 1, 2 * position + 1)], 2 + axis)
+
+    @torch.no_grad()
+    def pooled(self, size: tuple[int, int, int]) -> Tensor:
+        """Averages of the full features over the blocks of a coarser lattice, (B, d, *size); no gradient."""
+        x = self._coarse.detach()
+        factor = [n // s for n, s in zip(x.shape[2:], size)]
+        if any(n != s * f for n, s, f in zip(x.shape[2:], size, factor)):
+            return F.adaptive_avg_pool3d(self.full().float(), size)
+        # The mean over a block commutes with the pointwise layers, so the map is pooled before them. For the smooth
+        # part the mean of both fine samples of a coarse voxel is itself a row of weights.
+        pool = [_mean_rows(n, s) for n, s in zip(x.shape[2:], size)]
+        blur = [m @ _mean_rows(2 * n, n) @ linear_weights(n, 2 * n) for m, n in zip(pool, x.shape[2:])]
+        smooth = _pointwise(along_axes(x, blur), self._smooth_weight, self._smooth_bias)
+        detail = _pointwise(along_axes(x, pool), self._detail_weight.mean(0), self._detail_bias.mean(0))
+        return smooth + detail
+
+
+@torch.no_grad()
+def _mean_rows(old: int, new: int) -> Tensor:
+    """(new, old): the average over equal runs of old / new samples."""
+    return torch.eye(new).repeat_interleave(old // new, 1) / (old // new)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1x1 convolution as a product, (B, C, ...) -> (B, O, ...): 5 to 10 times as fast in bfloat16 on a CPU."""
+    out = torch.matmul(weight, x.flatten(2)) + bias[:, None]
+    return out.unflatten(2, x.shape[2:])
