@@ -72,11 +72,13 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/deformable.py
   HiEndSegLib/networks/effective_rank.py
   HiEndSegLib/networks/hi_end_mae.py
+  HiEndSegLib/networks/mask_features.py
   HiEndSegLib/networks/mask_head.py
   HiEndSegLib/networks/maskmed.py
   HiEndSegLib/networks/matching.py
   HiEndSegLib/networks/position.py
   HiEndSegLib/networks/pyramid.py
+  HiEndSegLib/networks/resize.py
   HiEndSegLib/networks/unetr.py
   HiEndSegLib/networks/vit.py
   HiEndSegLib/operations/__init__.py

@@ -17,8 +17,9 @@ from types import SimpleNamespace
 import pytest
 
 from HiEndSegLib.desktop import installer as installer_file
-from HiEndSegLib.desktop.installer import Installed, SetupError, SlicerInstaller
-from HiEndSegLib.errors import Cancelled, HiEndSegError, InputError
+from HiEndSegLib.desktop.installer import SetupError, SlicerInstaller
+from HiEndSegLib.errors import HiEndSegError, InputError
+from HiEndSegLib.presenter.setup import RestartNeeded, SetupPresenter
 
 LINUX, WINDOWS = "/opt/Slicer/lib/Python/lib/python3.12/site-packages", \
     r"C:\Users\somebody.else\AppData\Local\slicer.org\3D Slicer 5.12.2\lib\Python\Lib\site-packages"
@@ -27,25 +28,22 @@ LINUX, WINDOWS = "/opt/Slicer/lib/Python/lib/python3.12/site-packages", \
 class Machine:
     """A computer with Slicer: what is installed, what was called. `new` is 5.12 (with `slicer.packaging`), else 5.10."""
 
-    def __init__(self, new=True, extension=False, testing=False, answer=True):
-        self.versions, self.calls, self.answer = {}, [], answer
+    def __init__(self, new=True, extension=False, testing=False):
+        self.versions, self.calls, self.fails, self.server_works = {}, [], None, True
         self.extension_installed = self.extension_loaded = extension
-        self.server_works, self.fails, self.torch, self.deaf = True, None, "2.12.1+cu130", False
-        manager = SimpleNamespace(interactive=True, isExtensionInstalled=lambda name: self.extension_installed,
-                                  installExtensionFromServer=self.install_extension)
-        self.manager = manager
+        self.manager = SimpleNamespace(interactive=True, isExtensionInstalled=lambda name: self.extension_installed,
+                                       installExtensionFromServer=self.install_extension)
         self.slicer = SimpleNamespace(
-            app=SimpleNamespace(testingEnabled=lambda: testing, extensionsManagerModel=lambda: manager),
-            util=SimpleNamespace(pip_install=self.pip_install, pip_uninstall=self.pip_uninstall, restart=self.restart,
-                                 confirmOkCancelDisplay=self.confirm, WaitCursor=nullcontext))
+            app=SimpleNamespace(testingEnabled=lambda: testing, extensionsManagerModel=lambda: self.manager),
+            util=SimpleNamespace(pip_install=self.pip_install, pip_uninstall=self.pip_uninstall, WaitCursor=nullcontext,
+                                 restart=lambda: self.calls.append(("restart",))))
         self.modules = {"slicer": self.slicer}
         if new:
             self.modules["slicer.packaging"] = SimpleNamespace(
                 pip_ensure=self.pip_ensure, pip_install=lambda r, requester=None: self.pip_install(r))
 
-    def installer(self, settings=None, system="posix", site=LINUX, **options):
-        return SlicerInstaller({} if settings is None else settings, find_module=self.find, system=system,
-                               find_version=self.version, site_packages=site, **options)
+    def installer(self, system="posix", site=LINUX, **options):
+        return SlicerInstaller(find_module=self.find, system=system, site_packages=site, **options)
 
     def find(self, name):
         if name == "PyTorchUtils" and self.extension_loaded:
@@ -53,11 +51,6 @@ class Machine:
         if name not in self.modules:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return self.modules[name]
-
-    def version(self, name):
-        if name not in self.versions:
-            raise metadata.PackageNotFoundError(name)
-        return self.versions[name]
 
     def _take(self, *call):
         self.calls.append(call)
@@ -71,59 +64,37 @@ class Machine:
 
     def install_torch(self, askConfirmation=False, forceComputationBackend=None, torchVersionRequirement=None):
         self._take("torch", askConfirmation, torchVersionRequirement)
-        if askConfirmation and not self.answer:
-            return None
-        self.versions["torch"] = self.torch
+        self.versions["torch"] = "2.12.1+cu130"
         return object()
 
     def pip_install(self, requirements):
         self._take("pip", requirements)
-        if not self.deaf:
-            for text in requirements:
-                if ">=" in text:
-                    name, _, version = text.partition(">=")
-                    self.versions[name] = version.split(",")[0]
+        for name, _, version in (text.partition(">=") for text in requirements if ">=" in text):
+            self.versions[name] = version.split(",")[0]
 
     def pip_ensure(self, requirements, requester=None, prompt_install=True):
-        self._take("ensure", requirements, requester, prompt_install)
-        if prompt_install and not self.answer:
-            raise RuntimeError("User declined package installation")
+        self._take("ensure", requester, prompt_install)
         self.pip_install(requirements)
 
     def pip_uninstall(self, names):
         self._take("uninstall", names)
         self.versions.clear()
 
-    def confirm(self, text, title=None):
-        self.calls.append(("asked", text))
-        return self.answer
-
-    def restart(self):
-        self.calls.append(("restart",))
-
 
 # -------------------------------------------------------------------------------------------------------- PyTorch
 
-def test_torch_from_nothing_to_installed_across_a_restart(monkeypatch):
-    machine, settings = Machine(), {}
-    installer = machine.installer(settings)
-    assert not installer.waits_for_restart and not installer.to_be_continued
-    first = installer.install_torch()
-    assert first.restart_needed and "restart Slicer" in first.sentence
+def test_torch_from_nothing_to_installed_across_a_restart():
+    machine = Machine()
+    installer = machine.installer()
+    for _press in range(2):                                              # pressed again: nothing twice
+        with pytest.raises(RestartNeeded, match="restart Slicer, then go on here"):
+            installer.install_torch("torch>=2.4")
     assert machine.calls == [("extension", "PyTorch", False, False)]      # no restart behind the user's back, no pop-up
     assert machine.manager.interactive is True                            # given back
-    assert installer.waits_for_restart and not installer.to_be_continued
-    assert installer.install_torch() == first and len(machine.calls) == 1      # pressed again: nothing twice
     installer.restart()
-
-    monkeypatch.setattr("HiEndSegLib.desktop.installer.os.getpid", lambda: 987654)     # another Slicer, later
-    machine.extension_loaded = True
-    machine.calls.clear()
-    installer = machine.installer(settings)
-    assert installer.to_be_continued and not installer.waits_for_restart
-    assert installer.install_torch() == Installed("PyTorch 2.12.1+cu130 is installed.", False)
-    assert machine.calls == [("torch", False, ">=2.4")]
-    assert settings == {} and not installer.to_be_continued
+    machine.extension_loaded = True                                       # another Slicer, later
+    machine.installer().install_torch("torch>=2.4")
+    assert machine.calls[1:] == [("restart",), ("torch", False, ">=2.4")]
 
 
 @pytest.mark.parametrize("system, site, wanted", [
@@ -132,8 +103,8 @@ def test_torch_from_nothing_to_installed_across_a_restart(monkeypatch):
 def test_torch_version_that_fits_into_windows_paths(system, site, wanted):
     machine = Machine(extension=True)
     installer = machine.installer(system=system, site=site)
-    assert installer.torch_requirement() == wanted
-    installer.install_torch()
+    assert installer.fitting("torch>=2.4") == wanted
+    installer.install_torch("torch>=2.4")
     assert machine.calls == [("torch", False, wanted.removeprefix("torch"))]
 
 
@@ -148,31 +119,19 @@ def test_torch_refusals_are_sentences():
     machine = Machine()
     machine.server_works = False
     with pytest.raises(SetupError, match="Extensions Manager, or install from a folder of wheels"):
-        machine.installer().install_torch()
+        machine.installer().install_torch("torch>=2.4")
     assert machine.manager.interactive is True
 
     machine = Machine()
-    machine.extension_installed = True                                   # switched off by the user
-    with pytest.raises(SetupError, match="enable it in the Extensions Manager"):
-        machine.installer().install_torch()
+    machine.extension_installed = True                                   # switched off, or installed by hand just now
+    with pytest.raises(SetupError, match="restart Slicer, and if that does not help enable it"):
+        machine.installer().install_torch("torch>=2.4")
 
     machine = Machine()
     del machine.slicer.app.extensionsManagerModel                        # a Slicer built without
     with pytest.raises(SetupError, match="has no Extensions Manager"):
-        machine.installer().install_torch()
-
-    machine = Machine(extension=True, answer=False)
-    with pytest.raises(Cancelled, match="PyTorch was not installed"):
-        machine.installer(ask=True).install_torch()
-    machine = Machine(answer=False)
-    with pytest.raises(Cancelled, match="Nothing was installed"):
-        machine.installer(ask=True).install_torch()
-    assert [call[0] for call in machine.calls] == ["asked"]
-
-    machine = Machine(extension=True)
-    machine.install_torch = lambda **options: machine.calls.append("nothing")
-    with pytest.raises(SetupError, match="ended without installing PyTorch"):
-        machine.installer().install_torch()
+        machine.installer().install_torch("torch>=2.4")
+    assert machine.calls == []
 
 
 def test_broken_extension_names_what_is_missing():
@@ -180,17 +139,20 @@ def test_broken_extension_names_what_is_missing():
 
     def find(name):
         raise ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
-    installer = SlicerInstaller({}, slicer=machine.slicer, find_module=find, find_version=machine.version)
     with pytest.raises(SetupError, match="module pkg_resources is missing"):
-        installer.install_torch()
+        SlicerInstaller(slicer=machine.slicer, find_module=find).install_torch("torch>=2.4")
 
 
-def test_repair_removes_first():
+def test_repair_removes_only_what_can_be_put_back():
     machine = Machine(extension=True)
     machine.versions["torch"] = "2.3.0"
-    machine.installer().repair_torch()
+    machine.installer().install_torch("torch>=2.4", repair=True)
     assert machine.calls == [("uninstall", "torch torchvision"), ("torch", False, ">=2.4")]
     assert machine.versions == {"torch": "2.12.1+cu130"}
+    machine = Machine(extension=False)                                   # PyTorch came some other way
+    with pytest.raises(RestartNeeded):
+        machine.installer().install_torch("torch>=2.4", repair=True)
+    assert [call[0] for call in machine.calls] == ["extension"]
 
 
 # --------------------------------------------------------------------------------------------- the other packages
@@ -198,37 +160,18 @@ def test_repair_removes_first():
 def test_pip_on_both_slicers():
     packages = ["nibabel>=5.2", "psutil>=5.9"]
     machine = Machine(new=True)
-    done = machine.installer().pip_install(packages)
-    assert machine.calls == [("ensure", packages, "HiEndSeg", False), ("pip", packages)]
-    assert done == Installed("Installed: nibabel>=5.2, psutil>=5.9.")
+    machine.installer().pip_install(packages)
+    assert machine.calls == [("ensure", "HiEndSeg", False), ("pip", packages)]
     machine = Machine(new=False)
     machine.installer().pip_install(packages)
     assert machine.calls == [("pip", packages)]
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_pip_asks_where_told_to_and_takes_no(new):
-    machine = Machine(new=new, answer=False)
-    with pytest.raises(Cancelled, match="Nothing was installed"):
-        machine.installer(ask=True).pip_install(["nibabel>=5.2"])
-    assert not machine.versions and "pip" not in [call[0] for call in machine.calls]
-
-
-@pytest.mark.parametrize("new", [True, False])
-def test_pip_again_reinstalls_only_what_is_named(new):
+def test_repair_reinstalls_only_what_is_named(new):
     machine = Machine(new=new)
-    machine.installer().pip_install(["nibabel>=5.2"], again=True)
+    machine.installer().pip_install(["nibabel>=5.2"], repair=True)
     assert machine.calls == [("pip", ["--force-reinstall", "--no-deps", "nibabel>=5.2"])]
-
-
-def test_pip_that_does_nothing_is_noticed():
-    machine = Machine()
-    machine.deaf = True
-    with pytest.raises(SetupError, match="pip ended without installing nibabel>=5.2"):
-        machine.installer().pip_install(["nibabel>=5.2"])
-    machine.versions["nibabel"] = "4.0"                                   # there, and too old
-    with pytest.raises(SetupError, match="pip ended without installing"):
-        machine.installer().pip_install(["nibabel>=5.2"])
 
 
 @pytest.mark.parametrize("error, advice", [
@@ -240,25 +183,60 @@ def test_pip_that_does_nothing_is_noticed():
      "the network replaces certificates"),
     (subprocess.CalledProcessError(2, "pip", output=object()), "Python console says more"),
     (ValueError("anything"), "check the network")])
-def test_every_failure_is_one_sentence_with_what_to_do(error, advice):
-    for action in (lambda installer: installer.pip_install(["nibabel>=5.2"]), lambda installer: installer.install_torch(),
-                   lambda installer: installer.repair_torch()):
-        machine = Machine(extension=True)
-        machine.fails = error
-        with pytest.raises(SetupError) as caught:
-            action(machine.installer())
-        sentence = str(caught.value)
-        assert advice in sentence and sentence.endswith(".") and "\n" not in sentence
-        assert "could not be" in sentence and caught.value.__cause__ is error
+@pytest.mark.parametrize("new", [True, False])
+def test_every_failure_is_one_sentence_with_what_to_do(new, error, advice):
+    for action in (lambda i: i.pip_install(["nibabel>=5.2"]), lambda i: i.pip_install(["nibabel>=5.2"], repair=True),
+                   lambda i: i.install_torch("torch>=2.4"), lambda i: i.install_torch("torch>=2.4", repair=True)):
+        for extension in (True, False):
+            machine = Machine(new=new, extension=extension)
+            machine.fails = error
+            with pytest.raises(SetupError) as caught:
+                action(machine.installer())
+            sentence = str(caught.value)
+            assert advice in sentence and sentence.endswith(".") and "\n" not in sentence
+            assert "could not be" in sentence and caught.value.__cause__ is error and len(machine.calls) == 1
 
 
 def test_nothing_is_installed_in_testing_mode():
     machine = Machine(testing=True)
     installer = machine.installer()
-    for action in (installer.install_torch, installer.repair_torch, lambda: installer.pip_install(["nibabel>=5.2"])):
+    for action in (lambda: installer.install_torch("torch>=2.4"), lambda: installer.pip_install(["nibabel>=5.2"])):
         with pytest.raises(SetupError, match="testing mode"):
             action()
     assert machine.calls == []
+
+
+def test_the_page_of_first_use_drives_it_across_a_restart():
+    """The real set-up presenter on this installer: two Slicers, one press each, then the devices are tried."""
+    machine, settings = Machine(), {}
+    wanted = (Path(__file__).parents[1] / "HiEndSeg" / "Resources" / "requirements.txt").read_text(encoding="utf-8")
+
+    class Job:
+        done, error = True, None
+
+        def poll(self):
+            pass
+
+        def result(self):
+            return {"devices": [{"kind": "cpu", "works": True, "sentence": "The processor works."}]}
+
+    def page():
+        return SetupPresenter(installer=machine.installer(), requirements=wanted, settings=settings,
+                              engine=SimpleNamespace(submit_doctor=Job), version_of=machine.versions.get)
+    first = page()
+    assert first.needed and "torch" in first.state.headline
+    first.press()
+    for _tick in range(10):
+        first.tick()
+    assert first.state.phase == "restart" and "restart Slicer" in first.state.detail
+    machine.extension_loaded = True
+    second = page()
+    assert second.needed and "waited for a restart" in second.state.headline
+    second.press()
+    for _tick in range(10):
+        second.tick()
+    assert (second.state.phase, second.state.detail) == ("complete", "The processor works.")
+    assert set(machine.versions) == {"torch", "nibabel", "safetensors", "jsonschema", "platformdirs", "psutil"}
 
 
 # ------------------------------------------------------------------------------------------- a folder of wheels
@@ -291,7 +269,7 @@ def test_wheels_are_looked_at_before_pip(tmp_path):
     with pytest.raises(InputError, match=r"for another system or Python; this is Python 3\.\d+ on \w+"):
         installer.pip_install(["demo>=1.0"])
     with pytest.raises(InputError, match="lacks torch>=2.4; download it as the README's offline recipe says"):
-        installer.install_torch()
+        installer.install_torch("torch>=2.4")
     assert machine.calls == [] and issubclass(InputError, HiEndSegError)
 
 
@@ -309,10 +287,9 @@ def test_wheels_go_in_without_a_network(tmp_path):
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--isolated", "--target", str(target), *arguments],
                        check=True, env={"PATH": "", "HOME": str(tmp_path)}, timeout=120)
 
-    def version(name):
-        return next(found.version for found in metadata.distributions(path=[str(target)]) if found.name == name)
     machine.slicer.util.pip_install = pip_install
-    installer = SlicerInstaller({}, slicer=machine.slicer, find_module=machine.find, find_version=version, wheels=folder)
-    assert installer.pip_install(["demo>=1.0"]).sentence == "Installed: demo>=1.0."
-    assert installer.install_torch().sentence == "Installed: torch>=2.4."
+    installer = machine.installer(wheels=folder)
+    installer.pip_install(["demo>=1.0"])
+    installer.install_torch("torch>=2.4")
+    installer.pip_install(["demo>=1.0"], repair=True)
     assert (target / "demo.py").exists() and (target / "torch.py").exists()

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from cmake_lists import ROOT, tracked, wanted
 
 LIB, INSTALLED = "lib/Slicer-5.12/qt-scripted-modules", "HiEndSeg/lib/Slicer-5.12/qt-scripted-modules"

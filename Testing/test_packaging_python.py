@@ -93,8 +93,12 @@ print("segmented")
 SETUP_PAGE = """
 import sys
 import HiEndSegLib.desktop.installer, HiEndSegLib.desktop.samples, HiEndSegLib.desktop.startup
-import HiEndSegLib.presenter.setup, HiEndSegLib.engine.client, HiEndSegLib.engine.redact
-print("opened")
+import HiEndSegLib.engine.client, HiEndSegLib.engine.redact, HiEndSegLib.models.registry
+from HiEndSegLib.presenter.setup import SetupPresenter
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    page = SetupPresenter(installer=None, requirements=file.read(), engine=None)
+print(page.state.phase, *[row.name for row in page.state.packages if row.state == "missing"])
 """
 
 
@@ -110,8 +114,8 @@ def run_in(folder: Path, names: set[str], code: str) -> str:
     (folder / "HiEndSegLib").symlink_to(ROOT / "HiEndSegLib")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder),
                    "HIENDSEG_MODELS": str(folder / "models")}
-    done = subprocess.run([sys.executable, "-S", "-s", "-c", code], capture_output=True, text=True, env=environment,
-                          timeout=300, cwd=folder)
+    done = subprocess.run([sys.executable, "-S", "-s", "-c", code, str(REQUIREMENTS)], capture_output=True, text=True,
+                          env=environment, timeout=300, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -125,4 +129,5 @@ def test_requirements_are_enough_to_segment(tmp_path):
 
 
 def test_page_of_first_use_opens_before_anything_is_installed(tmp_path):
-    assert run_in(tmp_path, set(), SETUP_PAGE) == "opened\n"
+    names = [requirement.name for requirement in requirements()]
+    assert run_in(tmp_path, {"numpy", "packaging"}, SETUP_PAGE).split() == ["needed", "torch", *names]

@@ -6,7 +6,8 @@ The module connects `completed` to Slicer's `startupCompleted()`; earlier, other
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from ..resources import resource
 from .samples import register_samples
@@ -27,7 +28,7 @@ def load_terminology(slicer: Any) -> str | None:
     module = getattr(slicer.modules, "terminologies", None)     # can be switched off in Slicer's settings
     if module is None:
         return None
-    from ..bridge.scene import load_terminology as load         # imports slicer, nothing else
+    from ..bridge.scene import load_terminology as load  # imports slicer, nothing else
 
     return load(module.logic(), resource(TERMINOLOGY))
 
@@ -35,5 +36,5 @@ def load_terminology(slicer: Any) -> str | None:
 def _attempt(what: str, action: Callable[[], Any]) -> None:
     try:
         action()
-    except Exception:                           # noqa: BLE001 - a start-up slot must not fail, whatever Slicer lacks
+    except Exception:
         logging.getLogger(__name__).warning(what, exc_info=True)

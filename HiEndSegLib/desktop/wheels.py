@@ -17,7 +17,7 @@ _ = translator(__name__)
 
 def check_wheels(folder: Path, requirements: Sequence[str]) -> None:
     """Raise InputError where the folder lacks a wheel that fits a requirement here, naming the first one."""
-    from packaging.requirements import Requirement      # Slicer has it
+    from packaging.requirements import Requirement  # Slicer has it
     from packaging.tags import sys_tags
     from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
