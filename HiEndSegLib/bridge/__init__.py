@@ -3,6 +3,6 @@
 scene.py: what both homes need done once, and checks of nodes a person chose. volumes.py: volume nodes, points, boxes.
 layers.py: a segmentation's shared images on a volume's lattice. segmentations.py: results into segmentation nodes.
 corrections.py: what a person changed. results.py: which result belongs to which volume, Show 3D. tables.py: volumes
-and mean HU. history.py: undo. sequences.py: 4D. Imports `slicer`, `vtk` and floor 0 only; the scene is always an argument or
-taken from a node. VTK is not thread-safe: call everything here from the main thread.
+and mean HU. history.py: undo. sequences.py: 4D. Imports `slicer`, `vtk` and floor 0 only; the scene is always an
+argument or taken from a node. VTK is not thread-safe: call everything here from the main thread.
 """

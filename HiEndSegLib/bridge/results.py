@@ -1,4 +1,4 @@
-"""Which segmentation and table belong to which volume, written into the scene so that it survives saving and loading."""
+"""Which segmentation and table belong to which volume, written into the scene: it survives saving and loading."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import slicer
+import vtk
 
 from ..errors import InputError, OutputError
 
@@ -98,6 +99,21 @@ def load_terminology(logic, path) -> str:
     if not context:
         raise InputError(f"{path} is not a terminology file that Slicer can read; install HiEndSeg again.")
     return context
+
+
+def names_in_scene(scene) -> list[str]:
+    """Names of volumes, segmentations, markups, sequences and of everything in the subject hierarchy (patients too).
+
+    What must not be in a text that leaves this computer.
+    """
+    names = {scene.GetNthNodeByClass(n, kind).GetName() for kind in ("vtkMRMLDisplayableNode", "vtkMRMLSequenceNode")
+             for n in range(scene.GetNumberOfNodesByClass(kind))}
+    hierarchy = scene.GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode")
+    if hierarchy is not None:
+        items = vtk.vtkIdList()
+        hierarchy.GetItemChildren(hierarchy.GetSceneItemID(), items, True)
+        names |= {hierarchy.GetItemName(items.GetId(n)) for n in range(items.GetNumberOfIds())}
+    return sorted(filter(None, names))
 
 
 def _converters_registered() -> bool:

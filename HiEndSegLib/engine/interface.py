@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
+import os
 import time
 from collections import deque
 from enum import Enum
@@ -212,6 +213,10 @@ class Engine(abc.ABC):
         """`plan()` without waiting."""
         return self._submit("plan", {"shape": tuple(int(n) for n in volume.shape), "ijk_to_ras": volume.ijk_to_ras,
                                      "dtype": volume.array.dtype.str, "model": model, "device": device})
+
+    def submit_recognize(self, path: Any) -> Job:
+        """What a weights file from elsewhere is; the job's result is the dict of `models.recognize.recognize`."""
+        return self._submit("recognize", {"path": os.path.abspath(path)})
 
     def _wait(self, job: Job, progress: Progress = no_progress, cancel: CancelToken | None = None) -> Any:
         """Drive `job` to its end on this thread; an exception in here (Ctrl-C too) cancels the job first."""

@@ -29,7 +29,7 @@ class Library:
     """Methods take plain arguments plus `progress` and `cancel`. One thread at a time, always the same one."""
 
     #: Operations that may be asked for by name.
-    OPERATIONS = frozenset({"segment", "plan", "doctor"})
+    OPERATIONS = frozenset({"segment", "plan", "doctor", "recognize"})
 
     def __init__(self) -> None:
         self._warm: tuple[tuple, Any] | None = None
@@ -89,6 +89,14 @@ class Library:
         models = self._models(sentences, problems)
         return plain({"versions": versions, "devices": devices, "models": models, "problems": problems,
                       "sentences": sentences + problems})
+
+    def recognize(self, *, path: str, progress: Progress = no_progress, cancel: CancelToken | None = None) -> dict:
+        """See `Engine.submit_recognize`."""
+        progress(0.1, "Looking at the file")
+        _need_torch()
+        from ..models.recognize import recognize
+
+        return recognize(path, cancel)
 
     def _ready(self, card: Any, device: str, cancel: CancelToken) -> tuple[Any, Any, bool]:
         """The segment function, the card's model on the device, and whether it was warm."""

@@ -118,6 +118,8 @@ class SegmentBatch:
             return
         self._job.poll()
         self.message = self._job.progress.message
+        if getattr(self._engine, "worker_state", "") == "silent":
+            self.message = _("The engine has not answered for some seconds; wait a little, or cancel.")
         if self._job.state is JobState.CANCELLING:
             self.cancelling = True
         if self._job.done:
@@ -132,7 +134,7 @@ class SegmentBatch:
             self._finish(cancelled=True)
 
     def give_up(self, node_id: str, why: str) -> None:
-        """The node is gone: pieces that need it are not done, and the one that runs is stopped and its answer dropped."""
+        """The node is gone: pieces that need it are not done; if one of them runs, it is stopped, its answer dropped."""
         for index in range(self._index, len(self.pieces)):
             if self.pieces[index].needs(node_id):
                 self._lost[index] = why

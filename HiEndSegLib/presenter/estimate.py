@@ -1,4 +1,4 @@
-"""How long a segmentation takes on this machine: remembered from earlier ones, and the seconds left of one that runs."""
+"""How long a segmentation takes here: remembered from earlier ones, and the seconds left of one that runs."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TimeLeft:
             return self._shown
         self._shown = max(0.0, self._shown - passed)
         pull = (estimate - self._shown) * (1.0 - math.exp(-passed / _SMOOTH))
-        if pull > passed and estimate < 2 * self._shown + 10:
+        if pull > passed and estimate < 1.5 * self._shown + 5:
             pull = passed                       # hold rather than climb
         self._shown = max(0.0, self._shown + pull)
         return self._shown
@@ -115,4 +115,6 @@ class TimeLeft:
         if self._expected is None:
             return by_rate
         before = max(self._expected - elapsed, self._expected * (1.0 - fraction) / 4)
-        return before if by_rate is None else (1.0 - fraction) * before + fraction * by_rate
+        # the rate gains weight as the job goes on, and sooner where it takes longer than it should
+        weight = min(1.0, max(fraction, elapsed / (2 * self._expected))) if self._expected > 0 else 1.0
+        return before if by_rate is None else (1.0 - weight) * before + weight * by_rate

@@ -57,6 +57,42 @@ class VolumeFacts:
         return ""
 
 
+class Inputs:
+    """The chosen volume and region by id, and what they are. look() reads the scene; nothing else here does."""
+
+    def __init__(self, scene: Any):
+        self._scene = scene
+        self.volume_id: str | None = None
+        self.roi_id: str | None = None
+        self.facts: VolumeFacts | None = None
+        self.region: RegionFacts | None = None
+
+    def look(self) -> None:
+        """Both nodes as they are now."""
+        self.facts = look_at_volume(self._scene, self.volume_id) if self.volume_id else None
+        self.region = look_at_region(self._scene, self.roi_id, self.volume_id) if self.roi_id else None
+
+    def removed(self, node_id: str) -> bool:
+        """A node is gone; True where it was one of these."""
+        mine = node_id in (self.volume_id, self.roi_id)
+        self.volume_id = None if node_id == self.volume_id else self.volume_id
+        self.roi_id = None if node_id == self.roi_id else self.roi_id
+        return mine
+
+    def clear(self) -> None:
+        self.volume_id = self.roi_id = self.facts = self.region = None
+
+    @property
+    def volume_obstacle(self) -> str:
+        if self.facts is None:
+            return _("Choose a volume to segment.")
+        return self.facts.problem
+
+    @property
+    def region_obstacle(self) -> str:
+        return "" if self.region is None or self.region.usable else self.region.sentence
+
+
 def look_at_volume(scene: Any, volume_id: str) -> VolumeFacts:
     """The facts; whatever is wrong becomes `problem`. Reads a sample of the voxels and copies none."""
     node = scene.GetNodeByID(volume_id)

@@ -50,12 +50,15 @@ class Outputs:
 
     # ------------------------------------------------------------------------------------------ finding
 
-    def look(self, volume_id: str | None) -> None:
-        """Find the latest result of the volume (the chosen segmentation where there is one)."""
+    def look(self, volume_id: str | None, without: str | None = None) -> None:
+        """Find the latest result of the volume (the chosen segmentation where there is one).
+
+        without: a node that is about to leave the scene.
+        """
         segmentation = self._node(self.chosen)
         if segmentation is None:
             self.chosen = None
-            segmentation = self._node(self.newest(volume_id) if volume_id else None)
+            segmentation = self._node(self.newest(volume_id, without) if volume_id != without else None)
         self.segmentation_id = segmentation.GetID() if segmentation is not None else None
         self.table_id, self.surface = None, False
         if segmentation is not None:
@@ -65,14 +68,14 @@ class Outputs:
             self.table_id = table.GetID() if table is not None else None
             self.surface = surface_shown(segmentation)
 
-    def newest(self, volume_id: str) -> str | None:
+    def newest(self, volume_id: str | None, without: str | None = None) -> str | None:
         """Id of the segmentation made last for this volume."""
         node = self._node(volume_id)
         if node is None:
             return None
         from ..bridge.results import results_of
 
-        found = results_of(node)
+        found = [other for other in results_of(node) if other.GetID() != without]
         known = next((other for other in found if other.GetID() == self.segmentation_id), None)
         return (known or found[-1]).GetID() if found else None
 
@@ -89,14 +92,15 @@ class Outputs:
     def made(self, placed: Placed) -> None:
         self.segmentation_id, self.table_id = placed.segmentation_id, placed.table_id
 
-    def removed(self, node_id: str) -> None:
-        """A node is gone."""
+    def removed(self, node_id: str, volume_id: str | None) -> None:
+        """A node is gone or about to go; an older result of the volume takes the place of a lost one."""
         if self._histories is not None:
             self._histories.forget(node_id)
         if node_id == self.chosen:
             self.chosen = None
         if node_id == self.segmentation_id:
-            self.segmentation_id, self.table_id, self.surface = None, None, False
+            self.segmentation_id = None
+            self.look(volume_id, without=node_id)
         if node_id == self.table_id:
             self.table_id = None
 

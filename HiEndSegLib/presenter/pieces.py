@@ -1,4 +1,4 @@
-"""One piece of work: where its voxels come from and where its result goes. By node ids; nodes are looked up when needed.
+"""One piece of work: where its voxels come from and where its result goes. Holds ids; nodes are looked up when needed.
 
 `read()` when its turn has come, `place()` when its answer is there. Both raise `HiEndSegError` where the scene has
 changed so that it cannot be done, and then leave nothing behind.

@@ -9,20 +9,22 @@ the scene was closed or the volume deleted is dropped. The face calls `tick()` e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HiEndSegError
 from . import wording
 from .batch import SegmentBatch, Summary
 from .catalogue import Catalogue
+from .choosing import ChoiceActions, id_of
 from .estimate import Speeds
-from .inputs import RegionFacts, VolumeFacts, look_at_region, look_at_volume, plan_job
+from .inputs import Inputs, plan_job
 from .machine import Machine
 from .outputs import Outputs
 from .pieces import FramePiece, NodePiece, Order
 from .questions import existing_question, frames_question, transform_question
+from .results import ResultActions
 from .show import Ended, show_batch, show_still
 from .signals import Signal
 from .state import Question, SegmentState
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 _ = wording.translator(__name__)
 
 
-class SegmentPresenter:
+class SegmentPresenter(ChoiceActions, ResultActions):
     """State and actions of the Segment section.
 
     scene: a vtkMRMLScene. engine: an `Engine`; not closed here. settings: text by key (the machine's, not the scene's):
@@ -50,10 +52,7 @@ class SegmentPresenter:
         self._catalogue = Catalogue(registry, settings)
         self._machine = Machine(engine, settings, clock)
         self._outputs = Outputs(scene)
-        self._volume_id: str | None = None
-        self._roi_id: str | None = None
-        self._facts: VolumeFacts | None = None
-        self._region: RegionFacts | None = None
+        self._inputs = Inputs(scene)
         self._batch: SegmentBatch | None = None
         self._number = 0
         self._ended = Ended()
@@ -80,97 +79,6 @@ class SegmentPresenter:
     @property
     def log(self) -> tuple[str, ...]:
         return self._batch.log if self._batch is not None else self._ended.log
-
-    # ------------------------------------------------------------------------------------------ choosing
-
-    def enter(self) -> None:
-        """The section is on screen: read the models, look at the devices (once), look at the nodes again."""
-        with self._change():
-            self._machine.look()
-            self.refresh()
-
-    def leave(self) -> None:
-        """The section is not on screen any more. Whatever runs goes on; keep calling `tick()`."""
-
-    def refresh(self) -> None:
-        """Read models and chosen nodes again: after models changed, a transform was set, a region was moved."""
-        with self._change():
-            self._catalogue.refresh()
-            self._look()
-
-    def set_volume(self, node: Any) -> None:
-        """The volume to segment, as a node, an id or None."""
-        with self._change():
-            self._volume_id = _id_of(node)
-            self._outputs.chosen = None
-            self._forget_end()
-            self._look()
-
-    def set_roi(self, node: Any) -> None:
-        """A vtkMRMLMarkupsROINode (or id) outside of which nothing is segmented; None for the whole volume."""
-        with self._change():
-            self._roi_id = _id_of(node)
-            self._look()
-
-    def set_model(self, id_: str) -> None:
-        """Choose a model by the id of its row."""
-        with self._change():
-            if self._catalogue.choose(id_):
-                self._ask_plan()
-                self._forget_end()
-
-    def set_filter(self, text: str) -> None:
-        """Show only models in whose title or structures every word of `text` occurs."""
-        with self._change():
-            self._catalogue.filter = text
-
-    def set_only(self, ids: Iterable[str] | None) -> None:
-        """Segment only these structures; None for all."""
-        with self._change():
-            self._catalogue.check(ids)
-
-    def check_structure(self, id_: str, on: bool) -> None:
-        """One check box of the list."""
-        checked = [other for other in self._catalogue.checked() if other != id_]
-        self.set_only([*checked, id_] if on else checked)
-
-    def select_all(self) -> None:
-        self.set_only(None)
-
-    def select_none(self) -> None:
-        self.set_only(())
-
-    def set_device(self, kind: str) -> None:
-        """"auto", "cuda:0", "mps" or "cpu"."""
-        with self._change():
-            self._machine.choose(kind)
-            self._ask_plan()
-
-    def look_at_devices(self) -> None:
-        """Try the devices again, for example after an installation."""
-        with self._change():
-            self._machine.look(again=True)
-
-    def set_engine(self, engine: Engine) -> None:
-        """Use another engine from now on; whatever ran on the old one is dropped."""
-        with self._change():
-            self._drop(None)
-            self._machine.close()
-            self._machine = Machine(engine, self._settings, self._clock)
-            self._machine.look()
-            self._ask_plan()
-
-    def set_output(self, node: Any) -> None:
-        """The segmentation to write into; None: a new one, or asked where there is an earlier result."""
-        with self._change():
-            self._outputs.chosen = _id_of(node)
-
-    def set_undo_hook(self, hook: Callable | None) -> None:
-        """hook(segmentation_node) -> bool: lets an editor that shows this node save its undo state before a change.
-
-        It answers True where it did; the editor's own undo is then the one that brings the old state back.
-        """
-        self._outputs.histories.hook = hook
 
     # ------------------------------------------------------------------------------------------ running
 
@@ -210,7 +118,7 @@ class SegmentPresenter:
                 self._ended = Ended.refused(obstacle)
                 return
             pieces = []
-            for id_ in map(_id_of, nodes):
+            for id_ in map(id_of, nodes):
                 target = self._outputs.newest(id_) if existing == "replace" else None
                 pieces.append(NodePiece(self._scene, id_, order, self._outputs.histories, target))
             self._start(pieces)
@@ -256,34 +164,14 @@ class SegmentPresenter:
                 each()
         return self._ended.summary
 
-    # ------------------------------------------------------------------------------------------ results
-
-    def make_editable(self) -> tuple[str, str] | None:
-        """(segmentation id, volume id) for a Segment Editor, its voxels made the truth; None where there is none."""
-        return self._on_result(lambda: self._outputs.make_editable(self._volume_id))
-
-    def measure(self) -> None:
-        """Fill the table again from the segmentation as it is now (after corrections)."""
-        self._on_result(lambda: self._outputs.measure(self._volume_id, self._unit()))
-
-    def set_show_3d(self, on: bool) -> None:
-        """Surfaces of the result in the 3D view; making them takes up to a few seconds."""
-        self._on_result(lambda: self._outputs.show_3d(on))
-
-    def undo(self) -> None:
-        """Bring back what the last run replaced."""
-        self._on_result(lambda: self._outputs.step_back(self._volume_id, self._unit()))
-
-    def redo(self) -> None:
-        self._on_result(lambda: self._outputs.step_forward(self._volume_id, self._unit()))
-
     # ------------------------------------------------------------------------------------------ the scene
 
     def scene_closing(self) -> None:
         """The scene is about to lose all nodes: what runs is stopped and its result dropped."""
         with self._change():
             self._drop(_("The scene was closed, so the segmentation was stopped and its result dropped."))
-            self._volume_id = self._roi_id = self._facts = self._region = self._question = None
+            self._question = None
+            self._inputs.clear()
             self._outputs.clear()
             self._machine.drop_plan()
 
@@ -298,12 +186,9 @@ class SegmentPresenter:
                 self._batch.give_up(node_id, _("The volume was deleted, so its segmentation was stopped."))
                 if self._batch.over:
                     self._end_batch()
-            if node_id == self._volume_id:
-                self._volume_id = self._facts = self._question = None
-            if node_id == self._roi_id:
-                self._roi_id = self._region = None
-            self._outputs.removed(node_id)
-            if node_id in (self._volume_id, self._roi_id) or self._volume_id is None:
+            self._outputs.removed(node_id, self._inputs.volume_id)
+            if self._inputs.removed(node_id):
+                self._question = None
                 self._look()
 
     def close(self) -> None:
@@ -314,6 +199,15 @@ class SegmentPresenter:
         self._outputs.clear()
         self._closed = True
 
+    def set_engine(self, engine: Engine) -> None:
+        """Use another engine from now on; whatever ran on the old one is dropped."""
+        with self._change():
+            self._drop(None)
+            self._machine.close()
+            self._machine = Machine(engine, self._settings, self._clock)
+            self._machine.look()
+            self._ask_plan()
+
     # ------------------------------------------------------------------------------------------ inside
 
     def _continue(self) -> None:
@@ -322,27 +216,27 @@ class SegmentPresenter:
         if obstacle:
             self._ended = Ended.refused(obstacle)
             return
-        facts = self._facts
-        if facts.parent == "nonlinear" and self._answers["transform"] == "ask":
+        facts, answers = self._inputs.facts, self._answers
+        if facts.parent == "nonlinear" and answers["transform"] == "ask":
             self._ask(transform_question, facts)
             return
-        if self._answers["transform"] == "harden" and facts.parent == "nonlinear":
+        if facts.parent == "nonlinear" and answers["transform"] == "harden":
             if not self._harden():
                 return
-            facts = self._facts
-        if facts.frames > 1 and self._answers["frames"] == "ask":
+            facts = self._inputs.facts
+        if facts.frames > 1 and answers["frames"] == "ask":
             self._ask(frames_question, facts)
             return
         order = self._order()
-        if facts.frames > 1 and self._answers["frames"] == "all":
+        if facts.frames > 1 and answers["frames"] == "all":
             shared: dict = {}
             self._start([FramePiece(self._scene, facts.id, index, order, shared) for index in range(facts.frames)])
             return
         target = self._outputs.target(facts.id, order.ids)
-        if target is not None and target.asks and self._answers["existing"] == "ask":
-            self._ask(existing_question, target, order, self._region is not None)
+        if target is not None and target.asks and answers["existing"] == "ask":
+            self._ask(existing_question, target, order, self._inputs.region is not None)
             return
-        target_id = target.id if target is not None and self._answers["existing"] != "new" else None
+        target_id = target.id if target is not None and answers["existing"] != "new" else None
         self._start([NodePiece(self._scene, facts.id, order, self._outputs.histories, target_id)])
 
     def _start(self, pieces: list) -> None:
@@ -379,31 +273,27 @@ class SegmentPresenter:
         """Why nothing can be started, in a sentence; "" where something can."""
         if self._catalogue.missing_package or self._machine.needs_torch:
             return _("HiEndSeg is not set up yet; open the set-up page.")
-        if of_volume and self._facts is None:
-            return _("Choose a volume to segment.")
-        if of_volume and self._facts.problem:
-            return self._facts.problem
+        if of_volume and self._inputs.volume_obstacle:
+            return self._inputs.volume_obstacle
         if self._catalogue.card is None:
             return self._catalogue.sentence(None)
         if not self._catalogue.checked():
             return _("Check at least one structure.")
-        if of_volume and self._region is not None and not self._region.usable:
-            return self._region.sentence
-        return ""
+        return self._inputs.region_obstacle if of_volume else ""
 
     def _order(self) -> Order:
         only = self._catalogue.only()
-        return Order(self._catalogue.card, self._machine.chosen, None if only is None else tuple(only), self._roi_id)
+        return Order(self._catalogue.card, self._machine.chosen, None if only is None else tuple(only),
+                     self._inputs.roi_id)
 
     def _look(self) -> None:
         """The chosen nodes as they are now."""
-        self._facts = look_at_volume(self._scene, self._volume_id) if self._volume_id else None
-        self._region = look_at_region(self._scene, self._roi_id, self._volume_id) if self._roi_id else None
-        self._outputs.look(self._volume_id)
+        self._inputs.look()
+        self._outputs.look(self._inputs.volume_id)
         self._ask_plan()
 
     def _ask_plan(self) -> None:
-        facts, card, device = self._facts, self._catalogue.card, self._machine.chosen
+        facts, card, device = self._inputs.facts, self._catalogue.card, self._machine.chosen
         if facts is None or facts.problem or card is None or self._machine.needs_torch:
             self._machine.drop_plan()
         else:
@@ -413,20 +303,20 @@ class SegmentPresenter:
 
     def _expected(self, card: ModelCard) -> float | None:
         """Seconds that the chosen volume would take with this model here."""
-        facts = self._facts
+        facts = self._inputs.facts
         if facts is None or facts.problem:
             return None
         return self._speeds.expected(card, self._machine.kind, facts.shape, facts.spacing)
 
     def _expected_of(self, piece: Any) -> float | None:
-        same = piece.volume_id == self._volume_id and self._roi_id is None
+        same = piece.volume_id == self._inputs.volume_id and self._inputs.roi_id is None
         return self._expected(piece.order.card) if same else None
 
     def _harden(self) -> bool:
         from ..bridge.volumes import hardened_copy
 
         try:
-            self._volume_id = hardened_copy(self._scene.GetNodeByID(self._volume_id)).GetID()
+            self._inputs.volume_id = hardened_copy(self._scene.GetNodeByID(self._inputs.volume_id)).GetID()
         except HiEndSegError as error:
             self._ended = Ended.refused(str(error))
             return False
@@ -436,17 +326,6 @@ class SegmentPresenter:
     def _ask(self, make: Callable, *arguments: Any) -> None:
         self._number += 1
         self._question = make(self._number, *arguments)
-
-    def _unit(self) -> str:
-        return self._order().unit if self._catalogue.card is not None else "HU"
-
-    def _on_result(self, act: Callable[[], Any]) -> Any:
-        with self._change():
-            try:
-                return act()
-            except HiEndSegError as error:
-                self._ended = Ended.refused(str(error))
-                return None
 
     @contextmanager
     def _change(self, still: bool = False) -> Iterator[None]:
@@ -462,8 +341,7 @@ class SegmentPresenter:
                 self._publish()
 
     def _show(self) -> SegmentState:
-        return show_still(catalogue=self._catalogue, machine=self._machine, outputs=self._outputs,
-                          volume_id=self._volume_id, facts=self._facts, roi_id=self._roi_id, region=self._region,
+        return show_still(catalogue=self._catalogue, machine=self._machine, inputs=self._inputs, outputs=self._outputs,
                           ended=self._ended, question=self._question, obstacle=self._obstacle(),
                           expected=self._expected)
 
@@ -474,7 +352,3 @@ class SegmentPresenter:
         if state != self._state:
             self._state = state
             self.changed.emit()
-
-
-def _id_of(node: Any) -> str | None:
-    return node if node is None or isinstance(node, str) else node.GetID()

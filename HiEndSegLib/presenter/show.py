@@ -65,10 +65,10 @@ class Ended:
                    outcome.sentence, (), batch.log, summary)
 
 
-def show_still(*, catalogue: Any, machine: Any, outputs: Any, volume_id: str | None, facts: Any, roi_id: str | None,
-               region: Any, ended: Ended, question: Any, obstacle: str, expected: Any) -> SegmentState:
+def show_still(*, catalogue: Any, machine: Any, inputs: Any, outputs: Any, ended: Ended, question: Any, obstacle: str,
+               expected: Any) -> SegmentState:
     """The state while nothing runs. expected: seconds for a card, or None; obstacle: why nothing can be started."""
-    card = catalogue.card
+    card, facts, region = catalogue.card, inputs.facts, inputs.region
     needs_setup = bool(catalogue.missing_package or machine.needs_torch)
     headline = ended.headline or obstacle or _('Ready to segment "{name}".').format(name=facts.name)
     return SegmentState(
@@ -76,9 +76,9 @@ def show_still(*, catalogue: Any, machine: Any, outputs: Any, volume_id: str | N
         log=ended.log, button_text=_("Segment"), button_enabled=not obstacle,
         button_tooltip=obstacle or _('Segment "{name}" with {model}.').format(name=facts.name, model=card.title),
         question=question, offers=_offers(ended.error, machine), outcomes=ended.outcomes,
-        volume_id=volume_id, volume_sentence="" if facts is None else facts.sentence,
+        volume_id=inputs.volume_id, volume_sentence="" if facts is None else facts.sentence,
         volume_warning="" if facts is None else facts.warning(card), frames=0 if facts is None else facts.frames,
-        roi_id=roi_id, roi_sentence="" if region is None else region.sentence,
+        roi_id=inputs.roi_id, roi_sentence="" if region is None else region.sentence,
         models=catalogue.rows(expected), model_filter=catalogue.filter, model_id=None if card is None else card.key,
         model_sentence=catalogue.sentence(None if card is None else expected(card)),
         model_problems=catalogue.problems, structures=catalogue.structures(),

@@ -81,7 +81,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Offer:
-    """What would help after a failure. action: "verify_model", "choose_model", "setup", "device_cpu", "again", "roi"."""
+    """What would help after a failure.
+
+    action: "verify_model", "choose_model", "setup", "device_cpu", "again" or "roi".
+    """
 
     action: str
     text: str
