@@ -1,4 +1,4 @@
-"""Shared by the presenter's tests: an engine that does what the test says, a clock, and a registry of small cards."""
+"""Shared by the presenter's tests: an engine that does what the test says, a clock, small cards, and all of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from HiEndSegLib.geometry.statistics import structure_statistics
 from HiEndSegLib.models.card import card_from_dict
 from HiEndSegLib.operations.plan import plan_memory
 from HiEndSegLib.operations.result import SegmentResult
+from HiEndSegLib.presenter.segment import SegmentPresenter
 
 DOCTOR = {"versions": {"torch": "2.13.0", "numpy": "2.4.0"}, "models": [], "problems": [],
           "devices": [{"kind": "cuda:0", "works": True, "sentence": "A card works, 8 GiB.", "memory_bytes": 1 << 33},
@@ -128,3 +129,43 @@ class FakeRegistry:
 
 def card(**changes):
     return card_from_dict(card_dict(**changes))
+
+
+class Desk:
+    """A presenter with everything around it, and what it has shown."""
+
+    def __init__(self, scene, *, cards=None, settings=None, problems=(), **engine):
+        self.scene, self.clock, self.engine = scene, Clock(), FakeEngine(**engine)
+        self.settings = {} if settings is None else settings
+        self.registry = FakeRegistry(*([card()] if cards is None else cards), problems=problems)
+        self.presenter = SegmentPresenter(scene=scene, engine=self.engine, registry=self.registry,
+                                          settings=self.settings, clock=self.clock)
+        self.phases = []
+        self.presenter.changed.connect(self.see)
+        self.presenter.enter()
+
+    def see(self):
+        if self.phases[-1:] != [self.state.phase]:
+            self.phases.append(self.state.phase)
+
+    @property
+    def state(self):
+        return self.presenter.state
+
+    def tick(self, seconds=0.05):
+        self.clock.pass_(seconds)
+        self.presenter.tick()
+
+    def start(self, node=None, **how):
+        """Choose, press, and let the engine have it."""
+        if node is not None:
+            self.presenter.set_volume(node)
+        self.presenter.run(**how)
+        self.tick()
+        return self.engine.segmenting
+
+    def through(self, array=None, **how):
+        """A whole run."""
+        self.start(**how)
+        self.engine.finish(array)
+        self.tick()

@@ -153,10 +153,15 @@ def score_sentence(card: ModelCard) -> str:
     if not scores:
         return _("Its card names no score.")
     values, cases = list(scores.values()), len({case for case, _structure in scores})
-    template = _("Dice {mean} on average ({low} to {high}) over {count} structures in {cases} cases it was not trained "
-                 "on.") if unseen else \
-        _("Dice {mean} on average ({low} to {high}) over {count} structures in {cases} cases it was trained on; expect "
-          "less on others.")
+    if unseen:
+        template = _("Dice {mean} on average ({low} to {high}) over {count} structures in {cases} cases it was not "
+                     "trained on.") if cases > 1 else \
+            _("Dice {mean} on average ({low} to {high}) over {count} structures in one case it was not trained on.")
+    else:
+        template = _("Dice {mean} on average ({low} to {high}) over {count} structures in {cases} cases it was trained "
+                     "on; expect less on others.") if cases > 1 else \
+            _("Dice {mean} on average ({low} to {high}) over {count} structures in one case it was trained on; expect "
+              "less on others.")
     return template.format(mean=f"{sum(values) / len(values):.2f}", low=f"{min(values):.2f}",
                            high=f"{max(values):.2f}", count=len(values), cases=cases)
 

@@ -70,8 +70,9 @@ class NodePiece:
 
         node = self._node()
         self._box = region_box(self._scene, self.order.roi_id, self.volume_id)
+        volume = volume_from_node(node)
         self._voxels_of = node.GetImageData().GetMTime()
-        return volume_from_node(node), self._box
+        return volume, self._box
 
     def place(self, result: SegmentResult) -> Placed:
         """The result as a segmentation (new, or the asked structures of the target), with its table."""
