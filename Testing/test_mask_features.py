@@ -69,3 +69,13 @@ def test_averages_over_a_coarser_lattice(layer, size):
     x = torch.randn(2, 6, 8, 8, 8, dtype=torch.float64)
     expected = F.adaptive_avg_pool3d(plain(layer, x), size)
     torch.testing.assert_close(layer(x).pooled(size).double(), expected, atol=1e-5, rtol=0)
+
+
+def test_parts_keep_the_precision_of_the_map_after_autocast_has_ended(layer):
+    layer = layer.float()
+    x = torch.randn(1, 6, 4, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = layer(x.bfloat16())
+    for part in (features.slab(1, 3), features.at(*wandering((8, 8, 8), (0, 1, 2))), features.pooled((2, 2, 2))):
+        assert part.dtype == torch.bfloat16
+    torch.testing.assert_close(features.full().float(), plain(layer, x).detach(), atol=0.1, rtol=0.05)
