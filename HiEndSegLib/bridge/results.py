@@ -24,7 +24,8 @@ def results_of(volume_node) -> list:
     found = []
     for index in range(scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")):
         node = scene.GetNthNodeByClass(index, "vtkMRMLSegmentationNode")
-        if node.GetAttribute(MODEL) and node.GetNodeReferenceID(role) == volume_node.GetID():
+        if node.GetAttribute(MODEL) and (node.GetNodeReferenceID(role) == volume_node.GetID()
+                                         or _in_step(node, volume_node)):
             found.append(node)
     return found
 
@@ -58,6 +59,15 @@ def show_surface(segmentation_node, on: bool) -> None:
     segmentation_node.CreateDefaultDisplayNodes()
     segmentation_node.CreateClosedSurfaceRepresentation()
     segmentation_node.GetDisplayNode().SetVisibility3D(True)
+
+
+def _in_step(node, volume_node) -> bool:
+    """Whether both are shown by one sequence browser: then they belong together, without a reference."""
+    scene = node.GetScene()
+    browsers = (scene.GetNthNodeByClass(n, "vtkMRMLSequenceBrowserNode")
+                for n in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode")))
+    return any(browser.GetSequenceNode(node) is not None and browser.GetSequenceNode(volume_node) is not None
+               for browser in browsers)
 
 
 def _is_empty(segmentation, id_: str) -> bool:

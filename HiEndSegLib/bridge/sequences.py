@@ -14,7 +14,8 @@ import slicer
 from ..errors import InputError
 from ..geometry.labels import Label
 from ..geometry.volume import Volume
-from .scene import check_node, unique_name
+from .results import mark_result
+from .scene import check_node, prepare_scene, temporary_node, unique_name
 from .segmentations import segmentation_from_labels
 from .volumes import volume_from_node
 
@@ -54,20 +55,34 @@ def frame_title(sequence_node, index: int) -> str:
     return " ".join(word for word in words if word)
 
 
-def new_segmentation_sequence(sequence_node, name: str):
-    """An empty sequence in the same scene with the same index (name, unit, type), to be filled frame by frame."""
+def new_segmentation_sequence(sequence_node, name: str, model_key: str):
+    """A sequence in the same scene with the same index, an empty segmentation at each time point, to be filled by
+    `add_frame`.
+
+    Empty, not missing: for a missing time point Slicer would show the one before. Each is marked as made by the model,
+    because the proxy takes its attributes from it (references to other nodes do not survive in a sequence).
+    """
     scene = sequence_node.GetScene()
+    prepare_scene(scene)
     output = scene.AddNewNodeByClass("vtkMRMLSequenceNode", unique_name(scene, name))
     output.SetIndexName(sequence_node.GetIndexName())
     output.SetIndexUnit(sequence_node.GetIndexUnit())
     output.SetIndexType(sequence_node.GetIndexType())
+    with temporary_node(scene, "vtkMRMLSegmentationNode") as empty:
+        empty.SetHideFromEditors(False)         # copied into the time points, and so are these two
+        empty.SetSaveWithScene(True)
+        empty.SetName(output.GetName())
+        empty.SetSourceRepresentationToBinaryLabelmap()
+        mark_result(empty, model_key)
+        for index in range(sequence_node.GetNumberOfDataNodes()):
+            output.SetDataNodeAtValue(empty, sequence_node.GetNthIndexValue(index))
     return output
 
 
-def add_frame(output_node, sequence_node, index: int, labels: Volume, legend: Sequence[Label], proxy_volume) -> None:
+def add_frame(output_node, sequence_node, index: int, labels: Volume, legend: Sequence[Label],
+              model_key: str) -> None:
     """Put one time point's label map, on that time point's own lattice, into the output sequence as a segmentation.
 
-    proxy_volume: the volume node on screen, whose parent transform and scene are used.
     Raises as `segmentation_from_labels`; the output is unchanged then.
     """
     scene = output_node.GetScene()
@@ -79,7 +94,7 @@ def add_frame(output_node, sequence_node, index: int, labels: Volume, legend: Se
         frame.SetAndObserveImageData(source.GetImageData())
         frame.CopyOrientation(source)
         segmentation = segmentation_from_labels(labels, legend, frame, name=output_node.GetName())
-        segmentation.SetNodeReferenceID(segmentation.GetReferenceImageGeometryReferenceRole(), proxy_volume.GetID())
+        mark_result(segmentation, model_key)
         output_node.SetDataNodeAtValue(segmentation, sequence_node.GetNthIndexValue(index))
     finally:
         for node in filter(None, (segmentation, frame)):
@@ -92,14 +107,12 @@ def add_frame(output_node, sequence_node, index: int, labels: Volume, legend: Se
 def show_beside(browser_node, output_node, proxy_volume):
     """Let the browser show the output in step with the volume; the segmentation node that is then on screen.
 
-    It gets the volume's parent transform. None where the browser has nothing to show (an empty sequence).
+    It gets the volume's parent transform.
     """
     browser_node.AddSynchronizedSequenceNode(output_node)
-    browser_node.SetOverwriteProxyName(output_node, True)
-    logic = slicer.vtkSlicerSequencesLogic()
-    logic.UpdateProxyNodesFromSequences(browser_node)
+    browser_node.SetOverwriteProxyName(output_node, False)
+    slicer.vtkSlicerSequencesLogic().UpdateProxyNodesFromSequences(browser_node)
+    browser_node.SetSaveChanges(output_node, True)      # what a person corrects in a time point stays there
     proxy = browser_node.GetProxyNode(output_node)
-    if proxy is not None:
-        browser_node.SetSaveChanges(output_node, True)      # what a person corrects in a time point stays there
-        proxy.SetAndObserveTransformNodeID(proxy_volume.GetTransformNodeID())
+    proxy.SetAndObserveTransformNodeID(proxy_volume.GetTransformNodeID())
     return proxy

@@ -118,6 +118,7 @@ class Outputs:
         segmentation, volume = self._both(volume_id)
         segmentation.CreateBinaryLabelmapRepresentation()
         segmentation.SetSourceRepresentationToBinaryLabelmap()
+        segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
         return segmentation.GetID(), volume.GetID()
 
     def measure(self, volume_id: str | None, unit: str) -> None:

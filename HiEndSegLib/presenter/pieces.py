@@ -153,23 +153,21 @@ class FramePiece:
         return read_frame(self._node(self._sequence_id), self._index), self._box
 
     def place(self, result: SegmentResult) -> Placed:
-        from ..bridge.results import mark_result
         from ..bridge.sequences import add_frame, new_segmentation_sequence, show_beside
 
         volume, sequence, browser = (self._node(id_) for id_ in (self.volume_id, self._sequence_id, self._browser_id))
         output = self._scene.GetNodeByID(self._shared.get("output") or "")
-        made = output is None
+        made, key = output is None, self.order.card.key
         if made:
-            output = new_segmentation_sequence(sequence, f"{self._volume_name} HiEndSeg")
+            output = new_segmentation_sequence(sequence, f"{self._volume_name} HiEndSeg", key)
         try:
-            add_frame(output, sequence, self._index, result.labels, result.legend, volume)
+            add_frame(output, sequence, self._index, result.labels, result.legend, key)
         except BaseException:
             if made:
                 self._scene.RemoveNode(output)
             raise
         self._shared["output"] = output.GetID()
         proxy = show_beside(browser, output, volume)
-        mark_result(proxy, self.order.card.key)
         return Placed(proxy.GetID(), None, tuple(result.messages))
 
     def _node(self, node_id: str) -> Any:
