@@ -1,4 +1,4 @@
-"""What the benchmark counts, by hand on tiny networks; its timings are no test."""
+"""What the benchmark of a tile counts, by hand on tiny networks; its timings are no test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training import benchmarks
+from training.benchmarks import tile as benchmarks
+from training.benchmarks.__main__ import main
 
 
 def options(**changes) -> argparse.Namespace:
@@ -77,8 +78,8 @@ def test_the_others_are_what_they_are_said_to_be():
 
 
 def test_options_that_cannot_work(capsys):
-    assert benchmarks.main(["tile", "--rounds", "0"]) == 2
+    assert main(["tile", "--rounds", "0"]) == 2
     assert "at least one" in capsys.readouterr().err
     if not torch.cuda.is_available():
-        assert benchmarks.main(["tile", "--device", "cuda:0"]) == 2
+        assert main(["tile", "--device", "cuda:0"]) == 2
         assert "no CUDA device" in capsys.readouterr().err

@@ -305,6 +305,14 @@ def test_initial_weights():
     assert torch.equal(network.decoder.norm.weight, torch.ones(48))
 
 
+def test_one_seed_starts_every_decoder_from_the_same_encoder():
+    starts = []
+    for stages in (0, 3):
+        torch.manual_seed(4)
+        starts.append(HiEndMAE(**TINY, dense_stages=stages).encoder.state_dict())
+    assert all(torch.equal(value, starts[1][name]) for name, value in starts[0].items())
+
+
 def test_a_network_without_memory_can_be_brought_to_life():
     with torch.device("meta"):
         network = HiEndMAE(**TINY)

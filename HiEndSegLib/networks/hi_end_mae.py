@@ -180,12 +180,17 @@ class HiEndMAE(nn.Module):
         self.register_buffer("encoder_pos_embed", self.encoder.pos_embed)
         self.register_buffer("decoder_pos_embed", sincos_position_3d(grid, decoder_embed_dim))
         self.register_load_state_dict_post_hook(_share_table)
-        self.init_weights()
+        self._init_decoder()  # the encoder has its start, whatever decoder follows
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Initial weights as in the paper's code; also refills the fixed tables, e.g. after ``to_empty``."""
         self.encoder.init_weights()
+        self.encoder_pos_embed = self.encoder.pos_embed
+        self._init_decoder()
+
+    @torch.no_grad()
+    def _init_decoder(self) -> None:
         for module in self.decoder.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -197,7 +202,6 @@ class HiEndMAE(nn.Module):
             linear.reset_parameters()  # its bias keeps PyTorch's own start
             nn.init.xavier_uniform_(linear.weight)
         nn.init.normal_(self.mask_token, std=0.02)
-        self.encoder_pos_embed = self.encoder.pos_embed
         self.decoder_pos_embed.copy_(sincos_position_3d(self.encoder.grid, self.decoder_embed_dim))
 
     def forward(self, x: Tensor, shuffle: Tensor | None = None, *, generator: torch.Generator | None = None,

@@ -1,6 +1,6 @@
-"""Cost of the networks, measured side by side: ``python -m training.benchmarks tile``.
+"""``python -m training.benchmarks tile``: cost of the networks at inference, measured side by side.
 
-``tile`` puts one tile volume through this project's network, MONAI's UNETR (patch 16, width 768) and SwinUNETR
+It puts one tile volume through this project's network, MONAI's UNETR (patch 16, width 768) and SwinUNETR
 (feature size 48), and nnU-Net's plain U-Net (six stages, 32 to 320 channels, two convolutions each), and prints
 GFLOP, seconds and peak memory, also as ratios to ours. What makes the numbers fair:
 - rounds are interleaved (every network once per round, the order turning), so that a busy machine hits all alike;
@@ -8,8 +8,6 @@ GFLOP, seconds and peak memory, also as ratios to ours. What makes the numbers f
 - memory is the peak of a process of its own per network, less what the process held before the network was built;
 - one multiply-add counts as two FLOP; attention products are counted (the fused kernel hides them, so counting runs
   the plain one); norms, activations, interpolation and deformable sampling are not.
-
-Not a test: timings belong to a machine, and the machine is printed.
 """
 
 from __future__ import annotations
@@ -17,10 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,13 +23,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from HiEndSegLib.errors import HiEndSegError, OptionError
+from HiEndSegLib.errors import OptionError
 from HiEndSegLib.models.card import read_card
 from HiEndSegLib.networks.build import build_network
+from training.benchmarks.machine import DTYPES, machine, measured_apart, resident_peak, synchronizer
 
-MODELS = Path(__file__).resolve().parents[1] / "Resources" / "Models"
+MODELS = Path(__file__).resolve().parents[2] / "Resources" / "Models"
 FALLBACK = {"kind": "maskmed", "in_channels": 2, "num_classes": 20}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def shipped_config(models: Path = MODELS) -> tuple[dict, str]:
@@ -143,44 +138,26 @@ def build_imports(key: str) -> None:
         NETWORKS[key][0](1, 2, 96)
 
 
-def resident_peak() -> int:
-    """Largest resident memory of this process so far, bytes."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-        return psutil.Process().memory_info().peak_wset
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def memory_in_own_process(key: str, options: argparse.Namespace) -> int:
-    command = [sys.executable, "-m", "training.benchmarks", "tile", "--memory-of", key, "--device", options.device,
-               "--precision", options.precision, "--size", str(options.size), "--classes", str(options.classes),
-               "--channels", str(options.channels)]
-    if options.threads:
-        command += ["--threads", str(options.threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).resolve().parents[1])
-    if done.returncode:
-        raise OptionError(f"Measuring the memory of {key} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return int(done.stdout.strip().splitlines()[-1])
+    return measured_apart(["tile", "--memory-of", key, "--device", options.device, "--precision", options.precision,
+                           "--size", str(options.size), "--classes", str(options.classes),
+                           "--channels", str(options.channels)], options.threads, f"the memory of {key}")
 
 
 def timed_rounds(networks: dict[str, nn.Module], tile: Tensor, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds per network and round; the order turns by one each round. The first pass of each is not counted."""
     dtype, keys = DTYPES[options.precision], list(networks)
-    synchronise = torch.cuda.synchronize if tile.device.type == "cuda" else lambda: None
+    synchronize = synchronizer(tile.device)
     seconds: dict[str, list[float]] = {key: [] for key in keys}
     for network in networks.values():
         probabilities(network, tile, dtype)
     for round_number in range(options.rounds):
         turn = round_number % len(keys)
         for key in keys[turn:] + keys[:turn]:
-            synchronise()
+            synchronize()
             start = time.perf_counter()
             probabilities(networks[key], tile, dtype)
-            synchronise()
+            synchronize()
             seconds[key].append(time.perf_counter() - start)
         gc.collect()
     return seconds
@@ -203,13 +180,11 @@ def tile_benchmark(options: argparse.Namespace) -> list[dict]:
 def table(rows: Sequence[dict], options: argparse.Namespace) -> str:
     """The rows as text, with ratios to the first."""
     first = rows[0]
-    device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else processor()
     title = (f"tile {options.channels} x {options.size}^3 -> {options.classes} class probabilities, "
              f"{options.precision}, {options.rounds} interleaved rounds")
-    machine = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     heads = (f"{'network':<34}{'M param.':>9}{'GFLOP':>10}{'ratio':>8}{'seconds':>10}{'fastest':>9}{'ratio':>8}"
              f"{'peak MB':>10}{'ratio':>8}")
-    lines = [title, machine, "", heads]
+    lines = [title, machine(options.device), "", heads]
     for row in rows:
         lines.append(
             f"{row['name']:<34}{row['parameters'] / 1e6:>9.1f}{row['gflop']:>10.1f}"
@@ -219,23 +194,8 @@ def table(rows: Sequence[dict], options: argparse.Namespace) -> str:
     return "\n".join(lines + ["", "seconds: median; memory: weights and activations; one multiply-add = 2 FLOP"])
 
 
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.benchmarks", description="Measure the networks.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    tile = commands.add_parser("tile", help="one tile through this network and three others")
+def add_arguments(tile: argparse.ArgumentParser) -> None:
     tile.add_argument("--rounds", type=int, default=5, help="how often every network runs (default 5)")
-    tile.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    tile.add_argument("--device", default="cpu", help="cpu or cuda:0 (default cpu)")
     tile.add_argument("--precision", choices=DTYPES, default="fp32", help="fp32, or autocast to bf16 or fp16")
     tile.add_argument("--bf16", dest="precision", action="store_const", const="bf16", help="same as --precision bf16")
     tile.add_argument("--size", type=int, default=96, help="edge of the tile in voxels (default 96)")
@@ -243,23 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tile.add_argument("--channels", type=int, default=2, help="input channels (default 2, one per window)")
     tile.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="which to measure")
     tile.add_argument("--memory-of", choices=NETWORKS, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    try:
-        if options.rounds < 1:
-            raise OptionError(f"{options.rounds} rounds measure nothing; ask for at least one.")
-        if options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise OptionError("There is no CUDA device here; use --device cpu.")
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        if options.memory_of:
-            print(peak_memory(options.memory_of, options))
-        else:
-            print(table(tile_benchmark(options), options))
-    except HiEndSegError as error:
-        print(error.sentence, file=sys.stderr)
-        return 2
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(options: argparse.Namespace) -> str:
+    """What the command prints."""
+    if options.memory_of:
+        return str(peak_memory(options.memory_of, options))
+    return table(tile_benchmark(options), options)
