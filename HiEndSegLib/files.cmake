@@ -64,6 +64,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/models/intake.py
   HiEndSegLib/models/loading.py
   HiEndSegLib/models/official.py
+  HiEndSegLib/models/recognize.py
   HiEndSegLib/models/registry.py
   HiEndSegLib/models/weights.py
   HiEndSegLib/networks/__init__.py
@@ -93,15 +94,22 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/tiling.py
   HiEndSegLib/operations/upsample.py
   HiEndSegLib/presenter/__init__.py
+  HiEndSegLib/presenter/background.py
   HiEndSegLib/presenter/batch.py
   HiEndSegLib/presenter/catalogue.py
+  HiEndSegLib/presenter/choosing.py
   HiEndSegLib/presenter/estimate.py
   HiEndSegLib/presenter/inputs.py
   HiEndSegLib/presenter/machine.py
+  HiEndSegLib/presenter/models.py
   HiEndSegLib/presenter/outputs.py
+  HiEndSegLib/presenter/packages.py
   HiEndSegLib/presenter/pieces.py
   HiEndSegLib/presenter/questions.py
+  HiEndSegLib/presenter/report.py
+  HiEndSegLib/presenter/results.py
   HiEndSegLib/presenter/segment.py
+  HiEndSegLib/presenter/setup.py
   HiEndSegLib/presenter/show.py
   HiEndSegLib/presenter/signals.py
   HiEndSegLib/presenter/state.py
@@ -117,4 +125,5 @@ set(HIENDSEG_LIBRARY_RESOURCES
   Resources/Sample/ct-abdomen-09.nii.gz
   Resources/Sample/ct-abdomen-09.png
   Resources/SegmentationCategoryTypeModifier-HiEndSeg.term.json
+  Resources/packages.json
 )
