@@ -1,7 +1,7 @@
 """Pre-training of an encoder on unlabelled volumes: Hi-End-MAE, or plain MAE with `--dense-stages 0`.
 
     python -m training.pretrain DATA --run runs/encoder
-    torchrun --nproc-per-node 8 -m training.pretrain DATA --run runs/encoder --precision bf16-mixed
+    torchrun --nproc-per-node 8 -m training.pretrain DATA --run-folder runs/encoder --precision bf16-mixed
 
 DATA: folders (or files) of NIfTI, NRRD or DICOM; what cannot be read is listed and left out. The same command goes on
 from RUN/last.pt, exactly: every sample is a function of the seed and its number, so the losses are those of a run that
@@ -41,7 +41,7 @@ from .pretrain_data import (
 )
 from .pretrain_log import warn
 from .pretrain_loop import Pace, Training
-from .pretrain_ranks import PRECISIONS, STRATEGIES, agree, gather, is_first, lost_rank, make_fabric, share
+from .pretrain_ranks import PRECISIONS, STRATEGIES, agree, gather, is_first, lost_rank, make_fabric, quieten, share
 from .pretrain_state import Recipe
 
 
@@ -50,7 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("data", nargs="+", help="folders or files of NIfTI, NRRD or DICOM")
-    add("--run", type=Path, required=True, help="folder for checkpoints and logs")
+    add("--run", "--run-folder", type=Path, required=True, help="folder for checkpoints and logs (write --run-folder "
+        "behind torchrun, which takes --run for an option of its own)")
     group = parser.add_argument_group("network")
     add = group.add_argument
     add("--variant", default="vit_tiny_12p", help=f"one of {', '.join(HI_END_MAE_VARIANTS)}")
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pretrain(options: argparse.Namespace, started: list[Training]) -> int:
     """Everything behind the command line; the run in progress is put into `started`."""
     check(options)
+    quieten()
     fabric = make_fabric(device=options.device, devices=options.devices, nodes=options.nodes,
                          precision=options.precision, strategy=options.strategy)
     fabric.launch()

@@ -24,7 +24,7 @@ from HiEndSegLib.networks.hi_end_mae import HiEndMAE
 from . import pretrain_state as state_files
 from .pretrain_crops import Batches, Crops
 from .pretrain_log import TRAINING, VALIDATION, Board, Progress, Table, picture, warn, write_png
-from .pretrain_ranks import share, woven
+from .pretrain_ranks import gather_tensor, share
 from .pretrain_state import Recipe
 
 
@@ -172,10 +172,8 @@ class Training:
         mine = torch.stack([*self.losses]).float() if self.losses else torch.zeros(0, 1, device=self.fabric.device)
         stop = torch.tensor(float(self.stopping), device=self.fabric.device)
         count, self.losses = len(self.losses), []
-        every = mine[None] if self.fabric.world_size == 1 else self.fabric.all_gather(mine)
-        if self.fabric.world_size > 1:
-            stop = self.fabric.all_gather(stop)
-        self.agreed = bool(stop.max() > 0)
+        every = gather_tensor(self.fabric, mine)
+        self.agreed = bool(gather_tensor(self.fabric, stop).max() > 0)
         values = every.cpu().double().permute(1, 2, 0).flatten(1).numpy()      # (steps, micro-batches in order)
         first = self.step - count + 1
         rows = [(first + i, math.fsum(row) / len(row)) for i, row in enumerate(values)]
@@ -210,9 +208,7 @@ class Training:
                 output = self.network(*self._fixed(self.held_out, chunk), full_prediction=False)
                 if turn < len(mine):
                     sums[turn] = torch.tensor([float(output.loss) * len(chunk), len(chunk)], dtype=torch.float64)
-            if self.fabric.world_size > 1:
-                gathered = self.fabric.all_gather(sums.to(self.fabric.device)).cpu()
-                sums = torch.stack(woven([list(part) for part in gathered]))
+            sums = gather_tensor(self.fabric, sums.to(self.fabric.device)).cpu().flatten(0, 1)
             total, count = (math.fsum(column) for column in sums.T.tolist())
             if self.fabric.is_global_zero:
                 self.validations.add(self.step, total / count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from HiEndSegLib.errors import DeviceError, EngineError, HiEndSegError, OptionError, from_code
 
@@ -26,6 +27,13 @@ T = TypeVar("T")
 def is_first() -> bool:
     """Whether this is the process that speaks and writes; known before there is a Fabric."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))) == 0
+
+
+def quieten() -> None:
+    """Warnings that a person can do nothing about and that were looked into: both are remarks on speed or on in-place
+    operations that do not occur here."""
+    for message in ("Grad strides do not match bucket view strides", "FSDP2-wrapped module"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def make_fabric(*, device: str, devices: int | None, nodes: int | None, precision: str, strategy: str) -> Fabric:
@@ -56,8 +64,7 @@ def make_fabric(*, device: str, devices: int | None, nodes: int | None, precisio
             raise OptionError("--strategy fsdp needs more than one process; leave it out for one.")
         chosen = ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1, timeout=PATIENCE)
     elif strategy == "ddp" or processes > 1:
-        # The only buffers are fixed tables, so there is nothing to broadcast before each step.
-        chosen = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=PATIENCE)
+        chosen = DDPStrategy(timeout=PATIENCE)
     return Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=PRECISIONS[precision],
                   strategy=chosen)
 
@@ -71,6 +78,15 @@ def _shard(network: nn.Module, mesh) -> nn.Module:
     for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(network, mesh=mesh)
+
+
+def gather_tensor(fabric: Fabric, value: Tensor) -> Tensor:
+    """(…) on every rank -> (ranks, …) on every rank."""
+    if fabric.world_size == 1:
+        return value[None]
+    parts = [torch.empty_like(value) for _ in range(fabric.world_size)]
+    torch.distributed.all_gather(parts, value.contiguous())
+    return torch.stack(parts)
 
 
 def gather(fabric: Fabric, value: T) -> list[T]:
@@ -99,12 +115,6 @@ def agree(fabric: Fabric, action: Callable[[], T]) -> T:
 def share(items: Iterable[T], fabric: Fabric) -> list[T]:
     """This rank's part of the items: every so-many-th."""
     return list(items)[fabric.global_rank::fabric.world_size]
-
-
-def woven(parts: list[list[T]]) -> list[T]:
-    """The items of all ranks in the order they had before `share`."""
-    longest = max(map(len, parts), default=0)
-    return [part[i] for i in range(longest) for part in parts if i < len(part)]
 
 
 def lost_rank(error: BaseException, checkpoint: str) -> EngineError | None:

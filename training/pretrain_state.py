@@ -71,7 +71,7 @@ class Recipe:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-_WORDS = {"variant": "variant", "dense_stages": "number of dense stages", "data": "set of volumes",
+_WORDS = {"steps": "number of steps", "dense_stages": "number of dense stages", "data": "set of volumes",
           "volumes": "number of volumes", "held_out": "held-out volumes", "lr": "learning rate",
           "per_volume": "number of crops per volume", "weights": "weights of volumes", "decay_all": "choice of decayed "
           "parameters", "clip": "gradient clipping"}

@@ -69,7 +69,7 @@ class ModelCard:
         """Path of the weights; `ModelError` when it is missing or leads out of the model's folder."""
         if self.folder is None:
             raise ModelError(f"Model {self.key} has no folder yet; write it to one before using its weights.")
-        return _inside(self.folder, self.weights["file"], self.key)
+        return inside(self.folder, self.weights["file"], self.key)
 
     def label(self, id_or_value: str | int) -> Label:
         """The label with this id or value; `ModelError` with the known ids otherwise."""
@@ -90,7 +90,7 @@ def read_card(folder: str | os.PathLike) -> ModelCard:
     """
     folder = Path(folder)
     try:
-        path = _inside(folder, CARD_NAME, folder.name)
+        path = inside(folder, CARD_NAME, folder.name)
         with open(path, "rb") as stream:
             raw = stream.read(MAX_CARD_BYTES + 1)
     except OSError as error:
@@ -102,14 +102,18 @@ def read_card(folder: str | os.PathLike) -> ModelCard:
 def card_from_bytes(raw: bytes, folder: Path | None = None, where: str | None = None) -> ModelCard:
     """Parse the bytes of a `card.json`; `where` names it in messages (default: the folder)."""
     where = where or (f"{CARD_NAME} of {folder.name!r}" if folder is not None else CARD_NAME)
+    return card_from_dict(json_from_bytes(raw, where), folder, where)
+
+
+def json_from_bytes(raw: bytes, where: str) -> Any:
+    """What an untrusted JSON file says; ModelError for one that is too large, doubled or no JSON."""
     if len(raw) > MAX_CARD_BYTES:
         raise ModelError(f"{where} is larger than {MAX_CARD_BYTES // 1024} kB and is not a model card.")
     try:
-        data = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ModelError(f"{where} is not readable JSON: {_short(reason)}.") from None
-    return card_from_dict(data, folder, where)
 
 
 def card_from_dict(data: Any, folder: Path | None = None, where: str | None = None) -> ModelCard:
@@ -201,7 +205,7 @@ def verify_weights(card: ModelCard, cancel: CancelToken | None = None) -> Path:
     return path
 
 
-def _inside(folder: Path, name: str, model: str) -> Path:
+def inside(folder: Path, name: str, model: str) -> Path:
     """`folder/name` if it is a plain file that really lies in the folder (links leading out are refused)."""
     path = folder / name
     if leads_outside(name) or path.resolve().parent != folder.resolve():
@@ -221,22 +225,7 @@ def leads_outside(name: str) -> bool:
 
 def _check(data: Any, where: str) -> None:
     """Schema first, then what a schema cannot say. Raises ModelError with one sentence."""
-    if isinstance(data, dict) and data.get("format") == FORMAT:
-        version = data.get("format_version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise ModelError(f"{where} has format version {version}, and this HiEndSeg reads up to {FORMAT_VERSION}; "
-                             "install a newer HiEndSeg to use this model.")
-    for field_name, text in _strings(data, ""):
-        if any((ord(c) < 32 and c not in "\n\t") or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
-            raise ModelError(f"{where}: the text of field {_short(field_name) or 'keys'} holds control characters; "
-                             "a card may hold plain text only.")
-    weights = data.get("weights") if isinstance(data, dict) else None
-    name = weights.get("file") if isinstance(weights, dict) else None
-    if isinstance(name, str) and leads_outside(name):
-        raise ModelError(f"{where}: field weights.file ({_short(name)}) points outside the model's own folder, which "
-                         "no model may do; do not use it, and ask its author for a proper copy.")
-    _check_schema(data, where)
-
+    check_plain(data, where, CARD_SCHEMA)
     values = sorted(entry["value"] for entry in data["labels"])
     if values != list(range(1, len(values) + 1)):
         raise ModelError(f"{where}: the label values must be 1 to {len(values)} without gap or repetition, and they "
@@ -254,6 +243,26 @@ def _check(data: Any, where: str) -> None:
             raise ModelError(f"{where}: field {field_name} is {value}; a network deeper than 128 is not accepted.")
 
 
+def check_plain(data: Any, where: str, schema: dict) -> None:
+    """What all cards have in common: format version, plain text, weights inside the folder, the schema. ModelError."""
+    known = schema["properties"]
+    if isinstance(data, dict) and data.get("format") == known["format"]["const"]:
+        version, newest = data.get("format_version"), known["format_version"]["const"]
+        if isinstance(version, int) and version > newest:
+            raise ModelError(f"{where} has format version {version}, and this HiEndSeg reads up to {newest}; "
+                             "install a newer HiEndSeg to use this model.")
+    for field_name, text in _strings(data, ""):
+        if any((ord(c) < 32 and c not in "\n\t") or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
+            raise ModelError(f"{where}: the text of field {_short(field_name) or 'keys'} holds control characters; "
+                             "a card may hold plain text only.")
+    weights = data.get("weights") if isinstance(data, dict) else None
+    name = weights.get("file") if isinstance(weights, dict) else None
+    if isinstance(name, str) and leads_outside(name):
+        raise ModelError(f"{where}: field weights.file ({_short(name)}) points outside the model's own folder, which "
+                         "no model may do; do not use it, and ask its author for a proper copy.")
+    _check_schema(data, where, schema)
+
+
 def _loop_counts(value: Any, path: str):
     """Numbers of blocks or layers in a network configuration, which become loops when it is built."""
     if isinstance(value, dict):
@@ -264,10 +273,10 @@ def _loop_counts(value: Any, path: str):
             yield from _loop_counts(entry, here)
 
 
-def _check_schema(data: Any, where: str) -> None:
+def _check_schema(data: Any, where: str, schema: dict) -> None:
     import jsonschema  # half the import time of this module; a face lists models only when asked
 
-    validator = jsonschema.Draft202012Validator(CARD_SCHEMA)
+    validator = jsonschema.Draft202012Validator(schema)
     error = jsonschema.exceptions.best_match(validator.iter_errors(data))
     if error is None:
         return

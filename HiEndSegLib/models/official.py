@@ -260,7 +260,7 @@ def load_unetr(network: nn.Module, content: dict, *, assign: bool = False) -> Lo
     """
     state = unwrap_state(content)
     target = network.state_dict()
-    grid, patch = _unetr_grid(network)
+    grid, patch = unetr_grid(network)
     notes, leftover = [], []
     if is_official(state):
         shape = encoder_shape(state)
@@ -304,7 +304,7 @@ def _same_variant(theirs: EncoderShape, ours: EncoderShape) -> None:
         raise ModelError(f"The checkpoint holds an encoder with {theirs}, and this network has {ours}; {advice}.")
 
 
-def _unetr_grid(network: nn.Module) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def unetr_grid(network: nn.Module) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Token grid and patch of our UNETR or MONAI's (which calls its grid feat_size)."""
     grid = network.feat_size if hasattr(network, "feat_size") else network.vit.patch_embedding.grid
     return tuple(map(int, grid)), tuple(map(int, network.patch_size))

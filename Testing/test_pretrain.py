@@ -1,0 +1,293 @@
+"""Pre-training runs as a user starts, kills and restarts them: the curve stays the same, and no checkpoint is lost."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import shutil
+import signal
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from pretrain_helpers import Child, add_variant, arguments, curve, losses, ranks, table, write_ct, write_data, write_mr
+
+from training import pretrain, pretrain_state
+
+pytestmark = pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="forks processes")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    add_variant(monkeypatch)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("volumes") / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run of nine steps that nobody disturbed."""
+    patch = pytest.MonkeyPatch()
+    add_variant(patch)
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert pretrain.main(arguments(data, run)) == 0
+    patch.undo()
+    return run
+
+
+def network_of(run, name="last.pt") -> dict[str, torch.Tensor]:
+    return pretrain_state.load(run / name)["network"]
+
+
+def fails(argv, capsys) -> str:
+    """The one sentence a command ends with."""
+    capsys.readouterr()
+    assert pretrain.main(argv) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said and said[-1].endswith(".")
+    return said[-1]
+
+
+# ----------------------------------------------------------------------------------------------------- a whole run
+
+
+def test_a_run_leaves_logs_pictures_and_two_checkpoints(whole):
+    assert [row[0] for row in table(whole / "log.csv", "step")] == [str(n) for n in range(1, 10)]
+    assert [row[0] for row in table(whole / "validation.csv", "step")] == ["0", "5", "9"]
+    assert pretrain_state.load(whole / "last.pt")["step"] == 9
+    assert pretrain_state.load(whole / "previous.pt")["step"] == 8
+    assert len(list((whole / "reconstructions").glob("step-*-case-2.png"))) == 3
+    assert list((whole / "tensorboard").glob("events.*"))
+    rates = [float(row[0]) for row in table(whole / "log.csv", "lr")]
+    assert rates[:2] == [5e-4, 1e-3] and rates[2] == 1e-3 and rates[-1] < 1e-4
+    assert not [path for path in whole.iterdir() if path.name.startswith(".")]
+
+
+def test_the_loss_falls(data, tmp_path):
+    assert pretrain.main(arguments(data, tmp_path / "run", steps=40, log_every=20, validate_every=40,
+                                   save_every=40)) == 0
+    values = [float(loss) for _, loss in table(tmp_path / "run" / "validation.csv", "step", "loss")]
+    assert values[-1] < values[0] - 0.05
+
+
+def test_a_finished_run_is_left_alone(whole, data, capsys):
+    before = (whole / "last.pt").stat().st_mtime_ns
+    assert pretrain.main(arguments(data, whole)) == 0
+    assert "already at step 9 of 9" in capsys.readouterr().out and (whole / "last.pt").stat().st_mtime_ns == before
+
+
+# ------------------------------------------------------------------------------------------- exact resumption
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_killed_and_started_again_is_as_if_nothing_had_happened(step, whole, data, tmp_path):
+    run = tmp_path / "run"
+    child = Child(arguments(data, run))
+    child.read_until(f"step {step} of 9  loss")
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert not (run / "last.pt").exists() or pretrain_state.load(run / "last.pt")["step"] < 9
+    assert pretrain.main(arguments(data, run)) == 0
+    assert curve(run) == curve(whole)
+    ours, theirs = network_of(run), network_of(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_warning_signal_saves_and_ends_and_processes_may_come_and_go(whole, data, tmp_path):
+    """One process to a signal, then two, then one again: DDP and the change both follow the undisturbed curve."""
+    run = tmp_path / "run"
+    child = Child(arguments(data, run, save_every=100))
+    child.read_until("step 2 of 9  loss")
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 0 and "as asked" in child.text, child.text
+    first = pretrain_state.load(run / "last.pt")["step"]
+    assert 2 <= first < 9
+    pair = ranks(arguments(data, run, save_every=100), 2)
+    pair[0].read_until("loss")
+    for child in pair:
+        child.kill(signal.SIGTERM)
+    assert [child.wait() for child in pair] == [0, 0], pair[0].text + pair[1].text
+    second = pretrain_state.load(run / "last.pt")["step"]
+    assert first < second
+    assert pretrain.main(arguments(data, run)) == 0
+    np.testing.assert_allclose(losses(run), losses(whole), rtol=1e-5)
+    assert [row[0] for row in curve(run)] == [row[0] for row in curve(whole)]
+
+
+def test_sharded_processes_follow_the_same_curve_and_one_process_goes_on(whole, data, tmp_path):
+    run = tmp_path / "run"
+    pair = ranks(arguments(data, run, strategy="fsdp"), 2)
+    pair[0].read_until("step 5 of 9  loss")
+    for child in pair:
+        child.kill(signal.SIGTERM)
+    assert [child.wait() for child in pair] == [0, 0], pair[0].text + pair[1].text
+    assert 5 <= pretrain_state.load(run / "last.pt")["step"]
+    assert pretrain.main(arguments(data, run)) == 0
+    np.testing.assert_allclose(losses(run), losses(whole), rtol=1e-5)
+
+
+def test_other_micro_batches_change_rounding_alone(whole, data, tmp_path):
+    assert pretrain.main(arguments(data, tmp_path / "run", micro_batch=4)) == 0
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_killed_rank_ends_the_others_and_the_checkpoint_stays(data, tmp_path):
+    pair = ranks(arguments(data, tmp_path / "run", steps=500, save_every=2, validate_every=500), 2)
+    pair[0].read_until("step 3 of 500  loss")
+    pair[1].kill()
+    assert pair[1].wait() == -signal.SIGKILL
+    assert pair[0].wait() == 2
+    assert "Another process of this training has ended, so this one ends too; the checkpoint of step" in pair[0].text
+    assert "Traceback" not in pair[0].text
+    assert pretrain_state.load(tmp_path / "run" / "last.pt")["step"] >= 2
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(whole, data, tmp_path):
+    run = tmp_path / "run"
+    first = Child(arguments(data, run, save_every=2))
+    first.read_until("step 4 of 9  loss")
+    first.kill(signal.SIGTERM)
+    assert first.wait() == 0
+    kept, step = (run / "last.pt").read_bytes(), pretrain_state.load(run / "last.pt")["step"]
+    limit = len(kept) // 2
+
+    def no_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    second = Child(arguments(data, run, save_every=2), before=no_room)
+    assert second.wait() == 2
+    assert "disk is full" in second.text and "Training goes on from memory" in second.text
+    assert f"the checkpoint of step {step} in {run / 'last.pt'} is whole" in second.text
+    assert "step 9 of 9  loss" in second.text
+    assert (run / "last.pt").read_bytes() == kept
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert pretrain.main(arguments(data, run)) == 0         # with room again
+    assert curve(run) == curve(whole)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"dense_stages": 0}, "another number of dense stages (3, now 0)"),
+    ({"lr": 2e-3}, "another learning rate (0.001, now 0.002)"),
+    ({"steps": 10}, "another number of steps (9, now 10)"),
+    ({"hold_out": "case-1"}, "another set of volumes"),
+    ({"variant": "vit_tiny_12p"}, f"another variant (tiny_for_tests, now vit_tiny_12p)"),
+])
+def test_another_recipe_is_refused_in_words(changes, words, whole, data, capsys):
+    assert words in fails(arguments(data, whole, **changes), capsys)
+
+
+def damaged(kind: str, path) -> None:
+    content = path.read_bytes()
+    if kind == "cut":
+        path.write_bytes(content[:-1000])
+    elif kind == "one bit":
+        with zipfile.ZipFile(path) as archive:
+            largest = archive.read(max(archive.infolist(), key=lambda entry: entry.file_size))
+        place = content.index(largest) + len(largest) // 2
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1:])
+    elif kind == "version":
+        torch.save({**torch.load(path, weights_only=True), "format_version": 2}, path)
+    elif kind == "code":
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(path.with_name("was-run")), "w"))
+        with open(path, "wb") as file:
+            pickle.dump({"format": Evil()}, file)
+    elif kind == "code in an archive":
+        torch.save({"format": "hiendseg-pretraining", "step": Trap(path.with_name("was-run"))}, path)
+    elif kind == "something else":
+        torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
+    elif kind == "another network":
+        state = torch.load(path, weights_only=True)
+        state["network"]["mask_token"] = torch.zeros(1, 1, 18)
+        torch.save(state, path)
+
+
+class Trap:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("cut", "is damaged or cut short"), ("one bit", "is damaged or cut short"),
+    ("version", "has format version 2, and this HiEndSeg goes on from version 1"),
+    ("code", "holds program code"), ("code in an archive", "holds program code"),
+    ("something else", "is no checkpoint of training.pretrain"), ("another network", "does not fit the network")])
+def test_a_bad_checkpoint_is_refused_and_nothing_is_touched(kind, words, whole, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.copy(run / "previous.pt", run / "last.pt")       # of step 8, so that there is something left to do
+    damaged(kind, run / "last.pt")
+    before = {path.name: path.read_bytes() for path in run.glob("*.pt")}
+    sentence = fails(arguments(data, run), capsys)
+    assert words in sentence and not (run / "was-run").exists()
+    assert {path.name: path.read_bytes() for path in run.glob("*.pt")} == before
+    if "cut short" in words:
+        assert "--resume-from" in sentence
+        assert pretrain.main(arguments(data, run, resume_from=run / "previous.pt")) == 0
+        assert curve(run) == curve(whole)
+
+
+def test_a_missing_last_checkpoint_with_one_before_it_is_no_fresh_start(whole, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "last.pt").unlink()
+    assert "go on from it with --resume-from" in fails(arguments(data, run), capsys)
+    assert "There is no checkpoint" in fails(arguments(data, run, resume_from=run / "other.pt"), capsys)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(data, tmp_path, capsys):
+    sentence = fails(arguments(data, tmp_path / "run", lr=1e30, warmup=1, save_every=9), capsys)
+    assert "has diverged" in sentence and "--lr" in sentence and "no checkpoint has been written yet" in sentence
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"variant": "huge"}, "There is no variant 'huge'; choose one of"),
+    ({"crop": 25}, "--crop 25 is no multiple of the variant's patch of 6"),
+    ({"mask_ratio": 1}, "leaves none or all of the 64 patches visible"),
+    ({"dense_stages": 4}, "goes from 0 (plain MAE) to 3, not 4"),
+    ({"steps": 0}, "--steps must be more than 0, not 0"),
+    ({"p_flip": 1.5}, "flip is between 0 and 1"),
+    ({"micro_batch": 3}, "which --micro-batch 3 does not divide"),
+    ({"hold_out": "nobody"}, "--hold-out nobody fits no readable volume"),
+    ({"weigh": "nobody=2"}, "no volume to train on has this name"),
+    ({"weigh": "case-0"}, "write NAME=FACTOR"),
+    ({"strategy": "fsdp"}, "needs more than one process"),
+    ({"precision": "16-mixed"}, "The CPU has no 16-mixed training"),
+])
+def test_an_option_that_cannot_be_is_said_in_words(changes, words, data, tmp_path, capsys):
+    assert words in fails(arguments(data, tmp_path / "run", **changes), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixed_and_unreadable_data_are_said_in_words(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "notes.txt").write_text("no image")
+    assert "There is no volume to train on" in fails(arguments(data, tmp_path / "run", hold_out=None), capsys)
+    write_ct(data / "ct.nii.gz")
+    write_mr(data / "mr.nii.gz")
+    (data / "bad.nii.gz").write_bytes(b"bad")
+    assert "--modality CT or --modality MR" in fails(arguments(data, tmp_path / "run", hold_out=None), capsys)
+    capsys.readouterr()
+    assert pretrain.main(arguments(data, tmp_path / "run", hold_out=None, modality="CT", steps=1)) == 0
+    said = capsys.readouterr()
+    assert "2 of 3 volumes are left out" in said.err and "bad: " in said.err and "1 CT volumes" in said.out
+
+
+def test_a_rank_with_bad_options_does_not_keep_the_other_waiting(data, tmp_path):
+    pair = ranks(arguments(data, tmp_path / "run", batch=3), 2)
+    assert [child.wait() for child in pair] == [2, 2]
+    assert "A batch of 3 cannot be divided among 2 processes" in pair[0].text and pair[1].text.count("batch of 3") == 0
