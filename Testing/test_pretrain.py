@@ -11,9 +11,23 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from pretrain_helpers import Child, add_variant, arguments, curve, losses, ranks, table, write_ct, write_data, write_mr
+from pretrain_helpers import (
+    VARIANT,
+    Child,
+    add_variant,
+    arguments,
+    curve,
+    losses,
+    ranks,
+    table,
+    write_ct,
+    write_data,
+    write_mr,
+)
 
+from HiEndSegLib.networks.hi_end_mae import build_hi_end_mae
 from training import pretrain, pretrain_state
+from training.pretrain_loop import FloatAttention, parameter_groups
 
 pytestmark = pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="forks processes")
 
@@ -122,13 +136,47 @@ def test_a_warning_signal_saves_and_ends_and_processes_may_come_and_go(whole, da
 def test_sharded_processes_follow_the_same_curve_and_one_process_goes_on(whole, data, tmp_path):
     run = tmp_path / "run"
     pair = ranks(arguments(data, run, strategy="fsdp"), 2)
-    pair[0].read_until("step 5 of 9  loss")
+    pair[0].read_until("step 2 of 9  loss")
     for child in pair:
         child.kill(signal.SIGTERM)
     assert [child.wait() for child in pair] == [0, 0], pair[0].text + pair[1].text
-    assert 5 <= pretrain_state.load(run / "last.pt")["step"]
+    assert 2 <= pretrain_state.load(run / "last.pt")["step"] < 9
     assert pretrain.main(arguments(data, run)) == 0
     np.testing.assert_allclose(losses(run), losses(whole), rtol=1e-5)
+
+
+def test_loader_processes_change_nothing(whole, data, tmp_path):
+    assert pretrain.main(arguments(data, tmp_path / "run", workers=1)) == 0
+    assert curve(tmp_path / "run") == curve(whole)
+
+
+def test_half_precision_follows_closely_with_attention_in_float(whole, data, tmp_path, monkeypatch):
+    seen = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    mode = FloatAttention()
+    with mode, torch.autocast("cpu", torch.bfloat16):
+        q = torch.randn(1, 2, 5, 4, dtype=torch.bfloat16)
+        out = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), real(q.float(), q.float(), q.float()), atol=1e-2, rtol=1e-2)
+    monkeypatch.setattr(FloatAttention, "__enter__", lambda self: seen.append(1) or super(FloatAttention, self).__enter__())
+    assert pretrain.main(arguments(data, tmp_path / "run", precision="bf16-mixed")) == 0
+    assert len(seen) == 9
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), atol=0.02)
+
+
+def test_decay_may_spare_biases_norms_and_tokens(whole, data, tmp_path):
+    network = build_hi_end_mae(VARIANT, img_size=24)
+    names = {id(p): name for name, p in network.named_parameters()}
+    recipe = pretrain_state.load(whole / "last.pt")["recipe"]
+    (all_of_them,) = parameter_groups(network, pretrain_state.Recipe(**recipe))
+    assert len(all_of_them["params"]) == len(names) and all_of_them["weight_decay"] == 0.05
+    decayed, spared = parameter_groups(network, pretrain_state.Recipe(**recipe | {"decay_all": False}))
+    assert spared["weight_decay"] == 0 and len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert all(names[id(p)].endswith((".bias", "_token")) or "norm" in names[id(p)] for p in spared["params"])
+    assert all(names[id(p)].endswith(".weight") and "norm" not in names[id(p)] for p in decayed["params"])
+    assert pretrain.main(arguments(data, tmp_path / "run", steps=3, decay_weights_only="", clip=0.01)) == 0
+    assert losses(tmp_path / "run")[2] != losses(whole)[2]
 
 
 def test_other_micro_batches_change_rounding_alone(whole, data, tmp_path):

@@ -106,20 +106,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: trained to the end (or to a signal, with a checkpoint). 2: an error, said in one sentence."""
+    """0: trained to the end (or to a signal, with a checkpoint). 2: an error, said in one sentence. 130: Ctrl-C."""
     options = parse(argv)
     training: list[Training] = []
+
+    def in_hand() -> str:
+        return training[0].checkpoint_words() if training else "nothing was trained yet"
+
     try:
         return pretrain(options, training)
     except HiEndSegError as error:
-        if is_first():
-            print(error.sentence, file=sys.stderr, flush=True)
+        if is_first() or (training and not getattr(error, "everywhere", False)):
+            # A loader's process hands on an error with its whole traceback; the sentence is at its end.
+            warn(error.sentence.strip().splitlines()[-1].removeprefix(f"{type(error).__module__}."
+                                                                      f"{type(error).__name__}: "))
         return 2
+    except KeyboardInterrupt:
+        warn(f"Interrupted; {in_hand()}.")
+        return 130
     except RuntimeError as error:
-        lost = lost_rank(error, training[0].checkpoint_words() if training else "nothing was trained yet")
+        lost = lost_rank(error, in_hand())
         if lost is None:
             raise
-        print(lost.sentence, file=sys.stderr, flush=True)
+        warn(lost.sentence)
         return 2
 
 

@@ -24,7 +24,7 @@ from HiEndSegLib.networks.hi_end_mae import HiEndMAE
 from . import pretrain_state as state_files
 from .pretrain_crops import Batches, Crops
 from .pretrain_log import TRAINING, VALIDATION, Board, Progress, Table, picture, warn, write_png
-from .pretrain_ranks import gather_tensor, share
+from .pretrain_ranks import everywhere, gather_tensor, share
 from .pretrain_state import Recipe
 
 
@@ -179,9 +179,9 @@ class Training:
         rows = [(first + i, math.fsum(row) / len(row)) for i, row in enumerate(values)]
         for step, loss in rows:
             if not math.isfinite(loss):
-                raise HiEndSegError(f"The loss of step {step} is {loss}, so training has diverged; start again from "
-                                    f"the last checkpoint or anew with a lower --lr, --clip 1 or a longer --warmup "
-                                    f"(checkpoint: {self.checkpoint_words()}).")
+                raise everywhere(HiEndSegError(
+                    f"The loss of step {step} is {loss}, so training has diverged; start anew, in another --run, with "
+                    f"a lower --lr, --clip 1 or a longer --warmup ({self.checkpoint_words()})."))
         if self.log is not None:
             for step, loss in rows:
                 self.log.add(step, loss, learning_rate(step - 1, self.recipe), round(self.seconds, 2))
@@ -276,9 +276,11 @@ class Training:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM (a cluster's warning) and the first Ctrl-C: finish the step, save, end."""
+        """SIGTERM (a cluster's warning) and the first Ctrl-C: finish the step, save, end.
+
+        Of several processes none ends before the others do: a launcher that hands on a signal says it twice."""
         def stop(number, frame):
-            if self.stopping:
+            if self.stopping and number == signal.SIGINT and self.fabric.world_size == 1:
                 raise KeyboardInterrupt
             self.stopping = True
 

@@ -108,8 +108,14 @@ def agree(fabric: Fabric, action: Callable[[], T]) -> T:
         failure = (error.code, error.sentence)
     for found in gather(fabric, failure):
         if found:
-            raise from_code(*found)
+            raise everywhere(from_code(*found))
     return value
+
+
+def everywhere(error: HiEndSegError) -> HiEndSegError:
+    """Mark an error that all ranks raise, so that one of them says it."""
+    error.everywhere = True
+    return error
 
 
 def share(items: Iterable[T], fabric: Fabric) -> list[T]:
@@ -119,7 +125,7 @@ def share(items: Iterable[T], fabric: Fabric) -> list[T]:
 
 def lost_rank(error: BaseException, checkpoint: str) -> EngineError | None:
     """What to say if `error` is how the end of another process shows here; None for anything else."""
-    if not isinstance(error, RuntimeError) or isinstance(error, HiEndSegError):
+    if not isinstance(error, RuntimeError) or not torch.distributed.is_initialized():
         return None
     text = str(error).lower()
     if not isinstance(error, torch.distributed.DistError) and not any(word in text for word in _LOST):
