@@ -1,0 +1,35 @@
+"""A stand-in for desktop Slicer: PythonQt's manners on PySide6, Slicer's widgets and application over `slicer-core`.
+
+`start()` once per process, before the module under test is imported. What it cannot prove is listed in the README
+beside it. Where genuine PythonQt fails or silently differs, the stand-in raises, so that a test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def start(folder):
+    """Put `qt`, `ctk` and the desktop's part of `slicer` in place; returns the application (`slicer.app`).
+
+    folder: an empty folder of the caller's for settings, temporary files and the launcher named PythonSlicer.
+    """
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    os.environ.setdefault("LC_ALL", "C.UTF-8")       # Qt prints a warning about every other non-UTF-8 locale
+    import slicer                                    # first: it imports what lies beside it
+
+    from . import application, ctk_module, dialogs, mrml_widgets, packages, pythonqt, qt_module, scripted
+    from . import segmentation_widgets
+
+    if getattr(slicer, "app", None) is not None:
+        return slicer.app
+    pythonqt.dress_everything()
+    sys.modules["qt"] = qt_module.make()
+    sys.modules["ctk"] = ctk_module.make()
+    dialogs.install()
+    for widgets in (mrml_widgets, segmentation_widgets, scripted):
+        for cls in widgets.OFFERED:
+            setattr(slicer, cls.__name__, cls)
+    packages.install(slicer)
+    return application.start(slicer, folder)
