@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+import torch.distributed.fsdp  # noqa: F401  imported once, before any process is forked
 
 from HiEndSegLib.networks import hi_end_mae
 from training import pretrain, pretrain_export

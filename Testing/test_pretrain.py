@@ -226,7 +226,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(whole, data, tmp_path)
     ({"lr": 2e-3}, "another learning rate (0.001, now 0.002)"),
     ({"steps": 10}, "another number of steps (9, now 10)"),
     ({"hold_out": "case-1"}, "another set of volumes"),
-    ({"variant": "vit_tiny_12p"}, f"another variant (tiny_for_tests, now vit_tiny_12p)"),
+    ({"variant": "vit_tiny_12p"}, "another variant (tiny_for_tests, now vit_tiny_12p)"),
 ])
 def test_another_recipe_is_refused_in_words(changes, words, whole, data, capsys):
     assert words in fails(arguments(data, whole, **changes), capsys)
