@@ -60,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True)
 class LabelledCase:
-    """image: float32 (I, J, K) in [0, 1]. labels: uint8 of that shape, 0 background, 1.. the classes, 255 not annotated.
+    """image: float32 (I, J, K) in [0, 1]. labels: uint8 of that shape: 0 background, 1.. the classes, 255 unknown.
     box: the part that holds everything above the window's lower end; the network sees only that."""
 
     name: str
@@ -129,7 +129,8 @@ def _read(path: Path, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray, t
         raise InputError(f"{path.stem} has no labels of {', '.join(missing)}; take a case that has, or leave "
                          "them out.")
     if image.shape != labels.shape or image.ndim != 3:
-        raise InputError(f"{path} holds an image of {image.shape} and labels of {labels.shape} voxels; prepare it again.")
+        raise InputError(f"{path} holds an image of {image.shape} and labels of {labels.shape} voxels; prepare it "
+                         "again.")
     return image, labels, spacing
 
 
@@ -155,14 +156,15 @@ def map_of(name: str) -> str | None:
     return match.group(1) if match else None
 
 
-def synthetic_images(cache: Path, window: tuple[float, float]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """One image a map: {map: (case name, expert organs it shows)}: the first, by name, of those that show the most."""
+def synthetic_images(cache: Path, window: tuple[float, float], organs: tuple[str, ...] = EXPERT_ORGANS
+                     ) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """One image a map: {map: (case name, the organs it shows)}: the first, by name, of those that show the most."""
     best: dict[str, tuple[str, tuple[str, ...]]] = {}
     for path in sorted(Path(cache).glob("synthetic-*.npz")):
         number = map_of(path.stem)
-        if number is None or len(best.get(number, ("", ()))[1]) == len(EXPERT_ORGANS):
+        if number is None or len(best.get(number, ("", ()))[1]) == len(organs):
             continue
-        shown = taught_classes(read_case(cache, path.stem, EXPERT_ORGANS, window), EXPERT_ORGANS)
+        shown = taught_classes(read_case(cache, path.stem, organs, window), organs)
         if number not in best or len(shown) > len(best[number][1]):
             best[number] = (path.stem, shown)
     return best

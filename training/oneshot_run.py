@@ -32,8 +32,7 @@ from monai.transforms import Compose, RandCropByLabelClassesd, RandScaleIntensit
 from torch import Tensor
 
 from HiEndSegLib.errors import InputError, OptionError
-from HiEndSegLib.models.official import load_unetr
-from HiEndSegLib.networks.position import sincos_position_3d
+from HiEndSegLib.models.encoders import apply_encoder
 from HiEndSegLib.networks.unetr import UNETR12
 from HiEndSegLib.networks.vit import VIT_VARIANTS, VisionTransformer3D
 
@@ -45,6 +44,7 @@ from .oneshot_cases import UNKNOWN, LabelledCase, Task, read_case, taught_classe
 SCRATCH, RANDOM = "scratch", "random"
 _EPS = 1e-6     # of the encoder's norms, as in pre-training, so that a loaded encoder computes what it did there
 _VERSION = 1
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def initial_network(config: RunConfig, weights: Mapping[str, Tensor] | None = No
     """The network a run starts with; `weights`: an encoder's tensors under `VisionTransformer3D` names.
 
     UNETR trains its position table. With an encoder it starts as the fixed table of the crop's own token grid, at
-    integer coordinates, whatever grid the pre-training had: neighbours keep the distance the encoder knows. A table
-    that was itself trained (`pos_embed` among the weights) covers its own field of view and is resampled to the grid.
+    integer coordinates, whatever grid the pre-training had: neighbours keep the distance that the encoder knows.
+    (Resampling the table, as `VisionTransformer3D` does with a learned one, would stretch it.)
 
     Raises ModelError: weights of another width, depth or patch.
     """
@@ -128,10 +128,7 @@ def initial_network(config: RunConfig, weights: Mapping[str, Tensor] | None = No
         keywords = {key: value for key, value in entry.items() if key != "skip_indices"}
         weights = VisionTransformer3D(img_size=config.crop, **keywords).state_dict()
     if weights is not None:
-        state = {f"encoder.{key}": value for key, value in weights.items() if key != "pos_embed"}
-        grid = (config.crop // entry["patch_size"],) * 3
-        state["encoder_pos_embed"] = weights.get("pos_embed", sincos_position_3d(grid, entry["embed_dim"]))
-        load_unetr(network, {"state_dict": state})
+        apply_encoder(network, dict(weights))
     return network
 
 
@@ -191,15 +188,21 @@ def dice_ce_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(terms).mean() if terms else logits.sum() * 0.0
 
 
+def half(config: RunConfig, device: torch.device) -> torch.autocast:
+    """bfloat16 for what stands it, if the run asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
 @torch.no_grad()
-def predict(network: torch.nn.Module, case: LabelledCase, config: RunConfig) -> np.ndarray:
+def predict(network: torch.nn.Module, case: LabelledCase, config: RunConfig,
+            device: torch.device = CPU) -> np.ndarray:
     """Class numbers, uint8 on the case's lattice; what lies outside its box is background."""
     inferer = SlidingWindowInferer((config.crop,) * 3, sw_batch_size=1, overlap=config.overlap, mode="constant")
     network.eval()
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-        logits = inferer(torch.from_numpy(case.image[case.box])[None, None], lambda x: network(x).float())
+    with half(config, device):
+        logits = inferer(torch.from_numpy(case.image[case.box])[None, None].to(device), lambda x: network(x).float())
     found = np.zeros(case.image.shape, np.uint8)
-    found[case.box] = logits[0].argmax(0).numpy()
+    found[case.box] = logits[0].argmax(0).cpu().numpy()
     return found
 
 
@@ -219,7 +222,8 @@ def windows_of(case: LabelledCase, config: RunConfig) -> int:
 # --------------------------------------------------------------------------------------------------------------- run
 
 
-def run(config: RunConfig, cache: Path, weights: Mapping[str, Tensor] | None = None) -> dict:
+def run(config: RunConfig, cache: Path, weights: Mapping[str, Tensor] | None = None,
+        device: torch.device = CPU) -> dict:
     """Train and score; the result as plain values (see `training.oneshot`).
 
     Raises InputError: a case that is missing, damaged or without labels; a labelled case among the scored ones.
@@ -227,18 +231,18 @@ def run(config: RunConfig, cache: Path, weights: Mapping[str, Tensor] | None = N
     task = config.task
     teacher = read_case(cache, task.labelled, task.classes, config.window)
     check_task(task, teacher)
-    network = initial_network(config, weights)
+    network = initial_network(config, weights).to(device)
     started = time.perf_counter()
-    losses = train(network, teacher, config)
+    losses = train(network, teacher, config, device)
     trained = time.perf_counter()
     scores = {}
     for name in task.scored:
         case = read_case(cache, name, task.classes, config.window)
-        scores[name] = score(predict(network, case, config), case, task.classes)
+        scores[name] = score(predict(network, case, config, device), case, task.classes)
     return {"version": _VERSION, "config": asdict(config), "scores": scores, "mean": mean_dice(scores),
             "loss": _tenths(losses), "spacing": list(teacher.spacing),
             "seconds": {"training": round(trained - started, 2), "scoring": round(time.perf_counter() - trained, 2)},
-            "versions": {"torch": torch.__version__, "monai": monai.__version__}}
+            "versions": {"torch": torch.__version__, "monai": monai.__version__, "device": device.type}}
 
 
 def check_task(task: Task, teacher: LabelledCase) -> None:
@@ -250,7 +254,8 @@ def check_task(task: Task, teacher: LabelledCase) -> None:
         raise InputError(f"{task.labelled} has too few labelled voxels of {', '.join(missing)}; leave them out.")
 
 
-def train(network: UNETR12, teacher: LabelledCase, config: RunConfig) -> list[float]:
+def train(network: UNETR12, teacher: LabelledCase, config: RunConfig,
+          device: torch.device = CPU) -> list[float]:
     """Fine-tunes in place; the loss of every step. Raises InputError if the loss stops being a number."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     network.train()
@@ -258,9 +263,9 @@ def train(network: UNETR12, teacher: LabelledCase, config: RunConfig) -> list[fl
     for step, (images, labels) in zip(range(config.steps), crops_of(teacher, config)):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.lr, config.warmup)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = network(images)
-        loss = dice_ce_loss(logits, labels)
+        with half(config, device):
+            logits = network(images.to(device))
+        loss = dice_ce_loss(logits, labels.to(device))
         if not math.isfinite(loss.item()):
             raise InputError(f"The loss stopped being a number at step {step + 1} of {config.row} (learning rate "
                              f"{config.lr:g}); take a lower --lr or --precision fp32.")
