@@ -61,6 +61,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/models/__init__.py
   HiEndSegLib/models/card.py
   HiEndSegLib/models/card_schema.py
+  HiEndSegLib/models/encoders.py
   HiEndSegLib/models/intake.py
   HiEndSegLib/models/loading.py
   HiEndSegLib/models/official.py

@@ -64,8 +64,8 @@ def test_lists_are_what_is_installed(files):
     assert len(both) == len(set(both))
     for path in library + module:
         assert ".." not in path and not path.startswith(("/", "training/", "Testing/")), path
-    folders = {path.split("/")[0] for path in library + module if "/" in path}
-    assert folders == {"HiEndSegLib", "Resources"}              # all extensions share one sys.path
+    folders = {path.split("/")[0] for path in library + module if "/" in path} - {"Resources"}
+    assert "HiEndSegLib" in folders and all(name.startswith("HiEndSeg") for name in folders)    # one sys.path for all
     assert {path for path in library + module if "/" not in path} <= {"HiEndSeg.py"}     # loose .py are modules
 
 
@@ -195,16 +195,16 @@ def _file_scope(tree: ast.Module) -> ast.Module:
 
 
 def _own_file(name: str) -> Path | None:
-    """The file of a module of our library."""
-    path = ROOT.joinpath(*name.split("."))
-    return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
+    """The file of a module of our library, or of a package beside the module file."""
+    paths = [folder.joinpath(*name.split(".")) for folder in (ROOT, ROOT / "HiEndSeg")]
+    return next((p for path in paths for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
 
 
 def _imported_at_start(path: Path, package: str, seen: set[str]) -> set[str]:
     """Top-level names of foreign modules that importing `path` imports, through our own modules."""
     foreign = set()
     for name in _imports(_file_scope(ast.parse(path.read_text(encoding="utf-8"))), package):
-        if name.split(".")[0] != "HiEndSegLib":
+        if name.split(".")[0] not in ("HiEndSegLib", "HiEndSegPanel"):
             foreign.add(name.split(".")[0])
             continue
         parts = name.split(".")
