@@ -1,4 +1,4 @@
-"""HiEndSeg's library: geometry, networks, models, operations, engine and MRML bridge, without Qt.
+"""HiEndSeg's library: geometry, networks, models, operations, engine, MRML bridge and presenter, without Qt.
 
 Importing this package imports nothing heavy: no torch, no VTK, no file readers.
 For research use; not a medical device.

@@ -123,6 +123,9 @@ class FakeRegistry:
     def list(self):
         return list(self.cards)
 
+    def verify(self, id_=None, cancel=None):
+        return self.cards[0]
+
     def is_shipped(self, card):
         return card.id == "tiny"
 

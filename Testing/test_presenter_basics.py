@@ -78,6 +78,12 @@ def test_seconds(count, words):
     assert wording.seconds(count) == words
 
 
+@pytest.mark.parametrize("count, words", [(0.2, "0 s"), (12.4, "12 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"),
+                                          (3720, "1 h 2 min")])
+def test_durations(count, words):
+    assert wording.duration(count) == words
+
+
 def test_sizes_and_lists():
     assert wording.megabytes(11_615_378) == "11.6 MB"
     assert wording.megabytes(120e6) == "120 MB" and wording.megabytes(1.44e9) == "1.4 GB"

@@ -45,7 +45,7 @@ def test_from_nothing_to_finished_nodes(desk, ct):                              
     desk.tick()
     state = desk.state
     assert state.phase == "done" and state.fraction == 1.0 and state.headline.startswith(
-        '1 structure of "CT" was found in 2 s')
+        'Found 1 structure in "CT" (2 s).')
     assert state.detail == "Not found: Left kidney." and state.log == ("a line of the log",)
     assert state.button_text == "Segment" and state.button_enabled and state.seconds_left is None
     node = desk.scene.GetNodeByID(state.segmentation_id)
@@ -126,12 +126,21 @@ def test_failures_are_said_and_the_next_run_works(desk, ct, error, offers):     
 
 
 def test_a_bug_is_a_sentence_and_a_line_in_the_log(desk, ct, monkeypatch, caplog):                  # noqa: F811
-    monkeypatch.setattr("HiEndSegLib.bridge.tables.write_table", lambda *a, **k: {}["gone"])
+    monkeypatch.setattr("HiEndSegLib.bridge.segmentations.segmentation_from_labels", lambda *a, **k: {}["gone"])
     desk.start(ct)
     desk.engine.finish()
     desk.tick()
     assert desk.state.phase == "failed" and "unexpected" in desk.state.detail
     assert any("KeyError" in line for line in desk.state.log) and "KeyError" in caplog.text
+
+
+def test_a_result_without_its_table_is_still_a_result(desk, ct, monkeypatch, caplog):               # noqa: F811
+    monkeypatch.setattr("HiEndSegLib.bridge.tables.write_table", lambda *a, **k: {}["gone"])
+    desk.start(ct)
+    desk.engine.finish()
+    desk.tick()
+    assert desk.state.phase == "done" and desk.state.segmentation_id and desk.state.table_id is None
+    assert "table of volumes could not be made" in desk.state.detail and "KeyError" in caplog.text
 
 
 def test_devices_are_looked_at_beside_everything_else(scene):                                       # noqa: F811

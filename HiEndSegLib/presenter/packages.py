@@ -67,7 +67,8 @@ def look_at_packages(lines: list[str], sizes: dict[str, dict] | None = None,
         state = "missing" if version is None else \
             "ok" if requirement.specifier.contains(version, prereleases=True) else "old"
         size = sizes.get(requirement.name, {})
-        rows.append(PackageRow(requirement.name, line, version, state, _pair(size.get("download")),
+        requirement.marker = None               # it has been asked, and would need quotes in a command line
+        rows.append(PackageRow(requirement.name, str(requirement), version, state, _pair(size.get("download")),
                                _pair(size.get("disk")), why(requirement.name)))
     return rows
 

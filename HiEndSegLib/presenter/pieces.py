@@ -6,6 +6,7 @@ changed so that it cannot be done, and then leave nothing behind.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..operations.result import SegmentResult
 
 _ = wording.translator(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,13 @@ class NodePiece:
         else:
             statistics = measure_segments(segmentation, node)
         mark_result(segmentation, self.order.card.key)
-        table = write_table(segmentation, node, statistics, unit=self.order.unit)
-        return Placed(segmentation.GetID(), table.GetID(), tuple(dict.fromkeys(messages)))
+        table_id = None
+        try:
+            table_id = write_table(segmentation, node, statistics, unit=self.order.unit).GetID()
+        except Exception:       # noqa: BLE001 - the segmentation is there, and must not be called a failure
+            _log.exception("No table")
+            messages.append(_("The table of volumes could not be made; the log says why."))
+        return Placed(segmentation.GetID(), table_id, tuple(dict.fromkeys(messages)))
 
     def _replace(self, result: SegmentResult, node: Any, messages: list[str]) -> Any:
         """The target with the asked structures replaced; None where a new segmentation has to be made."""

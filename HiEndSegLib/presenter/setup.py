@@ -95,9 +95,10 @@ class SetupPresenter:
         self._next = 0
         self._job: Job | None = None
         self._report: dict | None = None
+        self._torch_suspect = False             # the last check found no device that works
         self._failure = ""
         self.changed, self.done = Signal(), Signal()
-        self.state = SetupState(offline=self._offline())
+        self.state = SetupState()
         self.look()
 
     # ------------------------------------------------------------------------------------------ looking
@@ -112,6 +113,7 @@ class SetupPresenter:
             self._show(phase="failed", headline=_("HiEndSeg is damaged."), detail=str(error), packages=(),
                        button_text=_("Repair"), button_enabled=False)
             return
+        self._show(offline=self._offline(rows))
         missing = [row for row in rows if row.state != "ok"]
         if missing:
             again = bool(self._settings.get(PENDING))
@@ -139,13 +141,13 @@ class SetupPresenter:
             spread=_(" (the larger where a graphics card of NVIDIA is used)")
             if any(row.name == "torch" for row in missing) else "")
 
-    def _offline(self) -> str:
+    def _offline(self, rows: Sequence[PackageRow]) -> str:
         return _("Without a network: on a computer with the same system and the same version of this program run\n"
                  "    {python} -m pip download -d wheelhouse {packages}\n"
                  "copy the folder wheelhouse to this computer, and run here\n"
                  "    {python} -m pip install --no-index --find-links wheelhouse {packages}\n"
                  "Then start the program again.").format(
-            python=self._python, packages=" ".join(f'"{line}"' for line in [self._torch, *self._lines]))
+            python=self._python, packages=" ".join(f'"{row.requirement}"' for row in rows))
 
     # ------------------------------------------------------------------------------------------ doing
 
@@ -170,9 +172,9 @@ class SetupPresenter:
 
     def repair(self) -> None:
         """Install the small packages again, PyTorch where no device works, and check the default model."""
-        works = self._report is not None and any(device.get("works") for device in self._report.get("devices") or [])
-        steps = [(_("Install the packages again"), lambda: self._installer.pip_install(self._lines, repair=True))]
-        if not works and self._report is not None or self._failure:
+        wanted = [row.requirement for row in self.state.packages if row.name != "torch"]
+        steps = [(_("Install the packages again"), lambda: self._installer.pip_install(wanted, repair=True))]
+        if self._torch_suspect:
             steps.insert(0, (_("Install PyTorch again"),
                              lambda: self._installer.install_torch(self._torch, repair=True)))
         if self._registry is not None:
@@ -263,13 +265,15 @@ class SetupPresenter:
         self._show(phase="checking", packages=rows, headline=_("Trying the devices"), detail="")
 
     def _checked(self, job: Job) -> None:
+        self._torch_suspect = True
         if job.error is not None:
             self._fail(str(job.error))
             return
         self._report = job.result()
         devices = list(self._report.get("devices") or [])
         sentences = tuple(device["sentence"] for device in devices)
-        if not any(device.get("works") for device in devices):
+        self._torch_suspect = not any(device.get("works") for device in devices)
+        if self._torch_suspect:
             self._show(sentences=sentences)
             self._fail(" ".join([*(self._report.get("problems") or []),
                                  _("No device works; choose Repair, and if it stays so, copy the report.")]))

@@ -30,7 +30,7 @@ class Ended:
     @classmethod
     def refused(cls, sentence: str) -> Ended:
         """Nothing was started."""
-        return cls("failed", _("This cannot be started yet."), sentence)
+        return cls("failed", _("That is not possible yet."), sentence)
 
     @classmethod
     def dropped(cls, batch: SegmentBatch, sentence: str) -> Ended:
@@ -51,7 +51,7 @@ class Ended:
             detail = " ".join(_("{name}: {sentence}").format(name=outcome.name, sentence=outcome.sentence)
                               for outcome in summary.failed)
             headline = _("{done} of {count} were segmented in {time}.").format(
-                done=done, count=len(batch.pieces), time=wording.seconds(batch.seconds))
+                done=done, count=len(batch.pieces), time=wording.duration(batch.seconds))
             return cls("failed" if summary.failed else "done", headline, detail, outcomes, batch.log, summary,
                        summary.error)
         outcome = summary.outcomes[0]
@@ -59,9 +59,9 @@ class Ended:
             return cls("failed", _('"{name}" was not segmented.').format(name=outcome.name), outcome.sentence, (),
                        batch.log, summary, summary.error)
         found = sum(1 for row in summary.results[0]["statistics"] if row["voxels"])
-        template = _('{count} structures of "{name}" were found in {time}.') if found != 1 else \
-            _('{count} structure of "{name}" was found in {time}.')
-        return cls("done", template.format(count=found, name=outcome.name, time=wording.seconds(batch.seconds)),
+        template = _('Found {count} structures in "{name}" ({time}).') if found != 1 else \
+            _('Found {count} structure in "{name}" ({time}).')
+        return cls("done", template.format(count=found, name=outcome.name, time=wording.duration(batch.seconds)),
                    outcome.sentence, (), batch.log, summary)
 
 

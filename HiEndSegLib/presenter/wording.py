@@ -54,6 +54,16 @@ def seconds(count: float) -> str:
     return _("{hours} h {minutes} min").format(hours=minutes // 60, minutes=minutes % 60)
 
 
+def duration(count: float) -> str:
+    """Seconds that are over: "12 s", "3 min 5 s", "1 h 2 min"."""
+    whole = max(0, round(count))
+    if whole < 60:
+        return _("{count} s").format(count=whole)
+    if whole < 3600:
+        return _("{minutes} min {seconds} s").format(minutes=whole // 60, seconds=whole % 60)
+    return _("{hours} h {minutes} min").format(hours=whole // 3600, minutes=whole % 3600 // 60)
+
+
 def megabytes(count: float) -> str:
     """Bytes as "11.6 MB", "120 MB" or "1.4 GB"."""
     if count >= 1e9:
