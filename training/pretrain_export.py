@@ -124,7 +124,7 @@ def figures(run: Path, folder: Path, step: int) -> None:
     pictures = [path for path in pictures if int(path.name[5:12]) <= step]
     last = [path for path in pictures if path.name[:12] == pictures[-1].name[:12]]
     if last:
-        figure = Figure(figsize=(4.2 * len(last), 4.6), dpi=110, layout="constrained")
+        figure = Figure(figsize=(4.2 * len(last), 4.8), dpi=110, layout="tight")
         for number, path in enumerate(last):
             axes = figure.add_subplot(1, len(last), number + 1)
             with Image.open(path) as image:

@@ -237,7 +237,7 @@ class Training:
                 folder = self.folder / "reconstructions"
                 folder.mkdir(exist_ok=True)
                 write_png(folder / f"step-{self.step:07d}-{name.replace('/', '_')}.png", pixels)
-            except (OutputError, OSError) as error:
+            except (OutputError, OSError, ImportError) as error:
                 warn(f"A picture could not be written ({error}); training goes on.")
         self.board.flush()
 
