@@ -11,6 +11,8 @@ from bridge_scene import (LATTICES, ct, ct_volume, grid_transform, linear_transf
                           slicer)
 from presenter_helpers import Desk, card
 
+import vtk
+
 from HiEndSegLib.bridge.corrections import read_correction
 from HiEndSegLib.bridge.layers import read_segments
 from HiEndSegLib.bridge.tables import read_table
@@ -533,7 +535,18 @@ def test_a_volume_of_a_batch_is_deleted_before_its_turn(desk, ct):              
 
 
 def test_twenty_runs_leave_nothing_behind(desk, ct):                                                # noqa: F811
-    """Nodes, observers of the scene, the volume and the segmentation, jobs and label maps: as many as after the first."""
+    """Nodes, observers of the scene, the volume and the segmentation, jobs and label maps: as many as after the first.
+
+    The scene tells of every node that goes, temporary ones too, as it does in Slicer.
+    """
+    gone = []
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def tell(_scene, _event, node):
+        gone.append(node.GetID())
+        desk.presenter.node_removed(node.GetID())
+
+    desk.scene.AddObserver(desk.scene.NodeRemovedEvent, tell)
     first_result(desk, ct)
     node = desk.scene.GetNodeByID(desk.state.segmentation_id)
     maps = []
@@ -556,6 +569,7 @@ def test_twenty_runs_leave_nothing_behind(desk, ct):                            
         once(number)
     assert desk.scene.GetNumberOfNodes() == nodes and observers() == watched
     assert len(desk.presenter.changed) == listeners and not desk.presenter._orphans
+    assert len(gone) >= 21, "the temporary label map of each run"
     gc.collect()
     assert all(ref() is None for ref in maps), "no label map is kept"
     history = desk.presenter._outputs.histories.get(node.GetID())._history

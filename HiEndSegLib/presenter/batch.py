@@ -41,11 +41,11 @@ class Summary:
 
 
 class SegmentBatch:
-    """Drive it with `tick()`; it is over when `over` is true. number: of the batch, for whoever compares answers."""
+    """Drive it with `tick()`; it is over when `over` is true. Answers of jobs that were dropped are never looked at."""
 
-    def __init__(self, number: int, engine: Engine, pieces: Sequence[Any], speeds: Speeds,
+    def __init__(self, engine: Engine, pieces: Sequence[Any], speeds: Speeds,
                  expected: Callable[[Any], float | None], clock: Callable[[], float]):
-        self.number, self._engine, self._clock = number, engine, clock
+        self._engine, self._clock = engine, clock
         self.pieces, self._speeds, self._expected = list(pieces), speeds, expected
         self.summary = Summary()
         self._log: list[str] = []               # of pieces that are over

@@ -54,7 +54,7 @@ class SegmentPresenter(ChoiceActions, ResultActions):
         self._outputs = Outputs(scene)
         self._inputs = Inputs(scene)
         self._batch: SegmentBatch | None = None
-        self._number = 0
+        self._asked = 0
         self._ended = Ended()
         self._question: Question | None = None
         self._answers: dict[str, str] = {}
@@ -240,10 +240,8 @@ class SegmentPresenter(ChoiceActions, ResultActions):
         self._start([NodePiece(self._scene, facts.id, order, self._outputs.histories, target_id)])
 
     def _start(self, pieces: list) -> None:
-        self._number += 1
         self._machine.drop_plan()
-        self._batch = SegmentBatch(self._number, self._machine.engine, pieces, self._speeds, self._expected_of,
-                                   self._clock)
+        self._batch = SegmentBatch(self._machine.engine, pieces, self._speeds, self._expected_of, self._clock)
 
     def _end_batch(self) -> None:
         batch, self._batch, self._still = self._batch, None, None
@@ -324,8 +322,8 @@ class SegmentPresenter(ChoiceActions, ResultActions):
         return True
 
     def _ask(self, make: Callable, *arguments: Any) -> None:
-        self._number += 1
-        self._question = make(self._number, *arguments)
+        self._asked += 1
+        self._question = make(self._asked, *arguments)
 
     @contextmanager
     def _change(self, still: bool = False) -> Iterator[None]:

@@ -138,7 +138,7 @@ class SetupPresenter:
                  "fetched before you press Install; your images never leave this computer.").format(
             packages=", ".join(parts), download=_between(total(list(missing), "download")),
             disk=_between(total(list(missing), "disk")),
-            spread=_(" (the larger where a graphics card of NVIDIA is used)")
+            spread=_(" (the larger with an NVIDIA graphics card)")
             if any(row.name == "torch" for row in missing) else "")
 
     def _offline(self, rows: Sequence[PackageRow]) -> str:
