@@ -259,6 +259,14 @@ def test_stopped_runs_go_on_where_they_were(cache, tmp_path, monkeypatch, capsys
     assert "| synthetic organs | 2 | scratch | 1 |" in printed and "AdamW 0.002" in printed and "AdamW 0.001" in printed
 
 
+def test_two_at_a_time_give_what_one_after_the_other_gives(cache, tmp_path, capsys):
+    for jobs, out in (("1", tmp_path / "one"), ("2", tmp_path / "two")):
+        assert oneshot.main(arguments(cache, out, "--rows", "scratch", "random", "--jobs", jobs)) == 0
+    one, two = (read_results(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == 2 and "2/2 " in capsys.readouterr().out
+    assert [(r["config"], r["loss"], r["scores"]) for r in one] == [(r["config"], r["loss"], r["scores"]) for r in two]
+
+
 def test_an_exported_encoder_is_a_row_of_its_own(cache, tmp_path, capsys):
     folder = write_encoder(tmp_path / "encoder", training={"step": 7, "volumes": ["synthetic-01-0-0"]})
     assert oneshot.main(arguments(cache, tmp_path / "out", "--rows", f"MAE={folder}")) == 0
