@@ -140,7 +140,7 @@ def test_the_persons_own_folder_is_made_when_it_is_to_be_opened(shelf, tmp_path)
 
 @pytest.mark.parametrize("facts, failed, words", [
     ({"kind": "hi-end-mae", "shape": "width 1536, 12 blocks and patches of 16"}, False,
-     "can be adapted from it with one labelled case, but without a trained head it cannot name any structure"),
+     "can be adapted from it with one labeled case, but without a trained head it cannot name any structure"),
     ({"kind": "encoder", "shape": "width 144, 12 blocks and patches of 12"}, False, "Hi-End-MAE encoder (width 144"),
     ({"kind": "unetr", "shape": ""}, True, "without a card"),
     ({"kind": "other", "shape": ""}, True, "does not know"),
@@ -159,6 +159,35 @@ def test_weights_from_elsewhere_are_told_what_they_can_do(shelf, tmp_path, facts
     assert not shelf.state.busy and shelf.state.failed is failed and words in shelf.state.headline
     assert shelf.settings.get("encoder") == (None if failed else str(path))
     assert shelf.ids == ["base@1.0.0"], "nothing was copied"
+
+
+def test_an_encoders_folder_is_no_model_and_is_told_so(shelf, tmp_path):
+    import hashlib
+
+    from HiEndSegLib.models.encoders import FORMAT, FORMAT_VERSION
+
+    folder, weights = tmp_path / "encoder", b"weights"
+    folder.mkdir()
+    (folder / "encoder.safetensors").write_bytes(weights)
+    description = {"format": FORMAT, "format_version": FORMAT_VERSION, "id": "enc", "version": "1.0.0",
+                   "title": "A small encoder", "variant": "vit_tiny_12p", "modality": "CT", "spacing": 1.5,
+                   "window": [-175, 250], "crop": 96, "licence": "CC0", "provenance": "Made by a test.",
+                   "network": {"embed_dim": 144, "depth": 12, "num_heads": 3, "patch_size": 12, "in_channels": 1,
+                               "mlp_ratio": 4.0},
+                   "weights": {"file": "encoder.safetensors", "sha256": hashlib.sha256(weights).hexdigest(),
+                               "bytes": len(weights), "dtype": "float16"}}
+    (folder / "description.json").write_text(json.dumps(description))
+    for pointed_at in (folder, folder / "encoder.safetensors", folder / "description.json"):
+        shelf.settings.clear()
+        shelf.presenter.add(pointed_at)
+        assert shelf.state.busy
+        shelf.presenter.wait()
+        assert not shelf.state.failed and shelf.settings["encoder"] == str(folder), shelf.state.headline
+        assert shelf.state.headline.startswith("A small encoder is an encoder: a model can be adapted from it")
+    (folder / "encoder.safetensors").write_bytes(b"altered")
+    shelf.presenter.add(folder)
+    shelf.presenter.wait()
+    assert shelf.state.failed and "checksum" in shelf.state.headline and not shelf.state.busy
 
 
 def test_closing_listens_to_no_answer(tmp_path):

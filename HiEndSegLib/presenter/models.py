@@ -22,6 +22,7 @@ _ = wording.translator(__name__)
 
 #: Key in the settings: a weights file that holds an encoder to adapt from.
 ENCODER = "encoder"
+_DESCRIPTION = "description.json"               # of an encoder's folder, see models/encoders.py
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
@@ -69,15 +70,16 @@ class ModelsPresenter:
     # ------------------------------------------------------------------------------------------ actions
 
     def add(self, path: Any) -> None:
-        """A model folder, a .zip of one, its card.json, or a weights file from elsewhere, which is only looked at."""
+        """A model folder, a .zip of one, or any file in it; an encoder's folder or a weights file from elsewhere are
+        only looked at, and remembered where a model can be adapted from them."""
         path = Path(path)
-        if path.is_file() and (path.name == "card.json" or (path.parent / "card.json").is_file()
-                               and path.suffix in _WEIGHTS):
+        if path.is_file() and path.suffix.lower() in (".json", *_WEIGHTS) and any(
+                (path.parent / name).is_file() for name in ("card.json", _DESCRIPTION)):
             path = path.parent
         if path.is_file() and path.suffix.lower() in _WEIGHTS:
             self._recognize(path)
-        elif path.is_dir() and (path / "encoder.safetensors").is_file() and not (path / "card.json").is_file():
-            self._recognize(path / "encoder.safetensors")
+        elif (path / _DESCRIPTION).is_file() and not (path / "card.json").is_file():
+            self._look_at_encoder(path)
         else:
             self._work(_("Adding {name}…").format(name=path.name), lambda cancel: self._registry.add(path, cancel),
                        lambda card: _("{title} ({id}) was added.").format(title=card.title, id=card.key))
@@ -172,6 +174,32 @@ class ModelsPresenter:
         self._show(headline=headline, failed=False, busy=True)
         self._background.start(function, then)
 
+    def _look_at_encoder(self, folder: Path) -> None:
+        """A folder that describes an encoder made by HiEndSeg."""
+        def look(cancel: Any) -> Any:
+            from ..models.card import verify_weights
+            from ..models.encoders import read_encoder
+
+            card = read_encoder(folder)
+            verify_weights(card, cancel)
+            return card
+
+        def then(card: Any, error: HiEndSegError | None) -> None:
+            if error is not None:
+                self._show(headline=str(error), failed=True, busy=False)
+                return
+            self._found_encoder(str(folder), _("{title} is an encoder").format(title=card.title))
+
+        if not self.state.busy:
+            self._show(headline=_("Looking at {name}…").format(name=folder.name), failed=False, busy=True)
+            self._background.start(look, then)
+
+    def _found_encoder(self, path: str, what: str) -> None:
+        self._settings[ENCODER] = path
+        sentence = _("{what}: a model can be adapted from it with one labeled case, but without a trained head it "
+                     "cannot name any structure by itself.").format(what=what)
+        self._show(headline=sentence, failed=False, busy=False, encoder_sentence=sentence)
+
     def _recognize(self, path: Path) -> None:
         if self.state.busy:
             return
@@ -190,11 +218,7 @@ class ModelsPresenter:
         facts = job.result()
         words = {"file": facts["file"], "shape": facts["shape"]}
         if facts["kind"] in ("hi-end-mae", "encoder"):
-            self._settings[ENCODER] = self._looked_at
-            sentence = _("{file} holds the Hi-End-MAE encoder ({shape}): a model can be adapted from it with one "
-                         "labelled case, but without a trained head it cannot name any structure by itself.").format(
-                **words)
-            self._show(headline=sentence, failed=False, busy=False, encoder_sentence=sentence)
+            self._found_encoder(self._looked_at, _("{file} holds the Hi-End-MAE encoder ({shape})").format(**words))
         elif facts["kind"] == "unetr":
             self._show(headline=_("{file} holds a fine-tuned UNETR without a card, so nobody knows which structures it "
                                   "names; ask its author for a model folder with a card.json.").format(**words),
