@@ -16,6 +16,7 @@ def start(folder):
     folder: an empty folder of the caller's for settings, temporary files and the launcher named PythonSlicer.
     """
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
     os.environ.setdefault("LC_ALL", "C.UTF-8")       # Qt prints a warning about every other non-UTF-8 locale
     import slicer                                    # first: it imports what lies beside it
 

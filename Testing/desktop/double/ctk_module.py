@@ -32,6 +32,8 @@ class _Collapsible:
                 widget.setVisible(True)
             self._hidden = []
         self._hide_children()
+        if isinstance(self, QtWidgets.QGroupBox):
+            self.setFlat(self._collapsed)
         self.setMaximumHeight(self._head() if collapsed else 16777215)
         self.updateGeometry()
 
@@ -119,6 +121,10 @@ class ctkCollapsibleGroupBox(_Collapsible, QtWidgets.QGroupBox):
 
     def _head(self):
         return self.fontMetrics().height() + 6
+
+    def showEvent(self, event):
+        self._hide_children()
+        self.setFlat(self._collapsed)
 
 
 class ctkSearchBox(QtWidgets.QLineEdit):

@@ -163,7 +163,8 @@ def _make_strict(cls: type) -> None:
 
     def __setattr__(self, name, value):
         native = type(self) in _dressed or NATIVE in type(self).__dict__
-        if native and not name.startswith("_"):
+        # PySide keeps the signals of an object as attributes of it
+        if native and not name.startswith("_") and not isinstance(value, QtCore.SignalInstance):
             found = _own(type(self), name)
             if isinstance(found, QtCore.Property) and found.fset is not None:      # of the stand-in's own widgets
                 found.fset(self, value)

@@ -90,7 +90,7 @@ class UiLoader:
                                   [base.__name__ for base in type(widget).__mro__]):
                 raise ValueError(f"{wanted} {name!r} of the form could not be made")
             unknown = [bytes(p.data()).decode() for p in widget.dynamicPropertyNames()]
-            unknown = [p for p in unknown if not p.startswith("_q") and p != "SlicerParameterName"]
+            unknown = [p for p in unknown if not p.startswith("_") and p != "SlicerParameterName"]
             if unknown:
                 raise ValueError(f"{wanted} {name!r} has no property {', '.join(unknown)}")
 

@@ -157,7 +157,11 @@ class qSlicerScriptedLoadableModule(QtCore.QObject):
         return self._widget
 
     def unload(self):
+        """Slicer ends or the module is removed: the panel cleans up and goes."""
         slicer.app.moduleManager().aboutToUnload(self.objectName)
+        if self._widget is not None:
+            widget, self._widget = self._widget, None
+            widget.delete()
 
 
 class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):

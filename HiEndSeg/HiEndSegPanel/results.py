@@ -1,0 +1,86 @@
+"""The result's row: Show 3D, Edit, Undo, and the table of volumes."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+
+class ResultRow:
+    """editor: the `EmbeddedEditor` that Edit opens."""
+
+    def __init__(self, ui, presenter, editor):
+        self.ui, self.presenter, self._editor = ui, presenter, editor
+        self._shown = None
+        self._connections = ((ui.editButton, "clicked()", self.onEdit), (ui.undoButton, "clicked()", self.onUndo),
+                             (ui.redoButton, "clicked()", self.onRedo), (ui.copyTableButton, "clicked()", self.onCopy))
+        for widget, signal, slot in self._connections:
+            widget.connect(signal, slot)
+        ui.resultTable.verticalHeader().setVisible(False)
+        presenter.changed.connect(self.show)
+        self.show()
+
+    def close(self):
+        self.presenter.changed.disconnect(self.show)
+        for widget, signal, slot in self._connections:
+            widget.disconnect(signal, slot)
+        self.ui.show3DButton.setSegmentationNode(None)
+
+    def onEdit(self):
+        with slicer.util.tryWithErrorDisplay(_("The result cannot be edited."), waitCursor=True):
+            ids = self.presenter.make_editable()
+            if ids is not None:
+                self._editor.open(*ids)
+
+    def onUndo(self):
+        with slicer.util.tryWithErrorDisplay(_("This cannot be undone."), waitCursor=True):
+            self.presenter.undo()
+
+    def onRedo(self):
+        with slicer.util.tryWithErrorDisplay(_("This cannot be done again."), waitCursor=True):
+            self.presenter.redo()
+
+    def onCopy(self):
+        table = self.ui.resultTable
+        rows = [[table.horizontalHeaderItem(column).text() for column in range(table.columnCount)]]
+        rows += [[table.item(row, column).text() for column in range(table.columnCount)]
+                 for row in range(table.rowCount)]
+        qt.QApplication.clipboard().setText("\n".join("\t".join(row) for row in rows))
+
+    def show(self):
+        state = self.presenter.state
+        key = (state.segmentation_id, state.table_id, state.undo_available, state.redo_available, state.phase)
+        if key == self._shown:
+            return
+        self._shown = key
+        ui, scene = self.ui, slicer.mrmlScene
+        segmentation = scene.GetNodeByID(state.segmentation_id) if state.segmentation_id else None
+        ui.resultBox.setVisible(segmentation is not None)
+        ui.show3DButton.setSegmentationNode(segmentation)
+        ui.editButton.setEnabled(not state.busy)
+        ui.undoButton.setVisible(state.undo_available or state.redo_available)
+        ui.redoButton.setVisible(state.undo_available or state.redo_available)
+        ui.undoButton.setEnabled(state.undo_available)
+        ui.redoButton.setEnabled(state.redo_available)
+        self._showTable(scene.GetNodeByID(state.table_id) if state.table_id else None)
+
+    def _showTable(self, node):
+        ui, table = self.ui, self.ui.resultTable
+        ui.tableBox.setVisible(node is not None)
+        if node is None:
+            return
+        columns, rows = node.GetNumberOfColumns(), node.GetNumberOfRows()
+        table.setColumnCount(columns)
+        table.setRowCount(rows)
+        table.setHorizontalHeaderLabels([node.GetColumnName(column) for column in range(columns)])
+        for row in range(rows):
+            for column in range(columns):
+                item = qt.QTableWidgetItem(node.GetCellText(row, column))
+                if column:
+                    item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+                table.setItem(row, column, item)
+        table.resizeColumnsToContents()
+        if columns:
+            table.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.Stretch)
+        table.resizeRowsToContents()

@@ -1,0 +1,190 @@
+"""What Reload-and-Test and CTest do in Slicer, and the project's tests outside of it: the panel used as a person does.
+
+Each scenario takes the running test case and the module's logic. Those with a quick engine need no PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from contextlib import contextmanager
+
+import slicer
+from HiEndSegLib.engine.interface import Engine, Job, JobState
+
+
+class QuickEngine(Engine):
+    """Answers at the next look, by thresholds instead of a network: enough to see what the panel makes of an answer.
+
+    patient: jobs go halfway and wait there, until it is set to False or they are cancelled.
+    """
+
+    def __init__(self, patient=False):
+        self.patient, self.closed, self._jobs, self._number = patient, False, [], 0
+
+    def _submit(self, operation, arguments):
+        self._number += 1
+        job = Job(self, self._number, operation)
+        job.arguments = arguments
+        job._move(JobState.RUNNING)
+        self._jobs.append(job)
+        return job
+
+    def _pump(self, timeout):
+        for job in self._jobs:
+            if job.operation == "segment" and self.patient:
+                job._advance(0.5, "Tile 1 of 2")
+            elif not job.done:
+                job._finish(getattr(self, "_" + job.operation + "Answer")(**job.arguments))
+        self._jobs = [job for job in self._jobs if not job.done]
+
+    def _cancel(self, job):
+        job._cancelled()
+
+    def close(self):
+        self.closed = True
+
+    def _doctorAnswer(self):
+        return {"versions": {"torch": "0"}, "models": [], "problems": [], "sentences": [],
+                "devices": [{"kind": "cpu", "works": True, "sentence": "The CPU works.", "memory_bytes": 1 << 33}]}
+
+    def _planAnswer(self, shape, ijk_to_ras, dtype, model, device):
+        from HiEndSegLib.operations.plan import plan_memory
+
+        spacing = [sum(float(ijk_to_ras[row][column]) ** 2 for row in range(3)) ** 0.5 for column in range(3)]
+        return plan_memory(shape, spacing, model, "cpu", 8 << 30)
+
+    def _segmentAnswer(self, volume, model, device, only, roi, **settings):
+        """What is denser than water, as the first structure that was asked for."""
+        from HiEndSegLib.geometry.statistics import structure_statistics
+        from HiEndSegLib.operations.result import SegmentResult
+
+        legend = [label for label in model.labels if only is None or label.id in only]
+        labels = volume.with_array((volume.array > 0).astype("uint8") * legend[0].value)
+        info = {"model": {"id": model.id, "version": model.version}, "device": "cpu", "parameters": {"roi": roi},
+                "input": {"name": volume.name, "shape": list(volume.shape)}, "tiles": {"run": 1, "planned": 1},
+                "timings": {"tiles": 0.1}}
+        return SegmentResult(labels, legend, structure_statistics(labels, volume, legend), info)
+
+
+def sampleVolume(size=(96, 96, 60), corner=(35, 14, 64)):
+    """A piece of the CT that ships, in the scene: liver, spleen and kidneys; one tile for the default model."""
+    from HiEndSegLib.bridge.volumes import node_from_volume, volume_from_node
+    from HiEndSegLib.desktop.samples import load_sample
+    from HiEndSegLib.geometry.volume import Volume
+
+    whole = load_sample(slicer)
+    volume = volume_from_node(whole)
+    slicer.mrmlScene.RemoveNode(whole)
+    piece = volume.array[tuple(slice(low, low + n) for low, n in zip(corner, size))]
+    matrix = volume.ijk_to_ras.copy()
+    matrix[:3, 3] += matrix[:3, :3] @ corner
+    return node_from_volume(Volume(piece, matrix, "Sample"), slicer.mrmlScene)
+
+
+def waitUntil(condition, seconds=60.0):
+    """Let Slicer work until `condition()` holds; whether it came to that."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        slicer.app.processEvents()
+        time.sleep(0.005)
+    return True
+
+
+@contextmanager
+def openPanel(test, engine=None):
+    """The module's panel, entered, on another engine for the while. Skips the test where packages are missing."""
+    from . import machine
+
+    widget = slicer.util.getModuleWidget("HiEndSeg")
+    widget.enter()
+    try:
+        if widget.panel.sections is None:
+            test.skipTest("HiEndSeg is not set up in this Slicer: see its set-up page")
+        if engine is not None:
+            widget.panel.sections.segment.set_engine(engine)
+        yield widget
+    finally:
+        if engine is not None and widget.panel.sections is not None:
+            widget.panel.sections.segment.set_engine(machine.engine())
+        widget.exit()
+
+
+def parametersBelongToTheScene(test, logic):
+    """What was chosen is saved with the scene, and gone with what it named."""
+    volume, parameters = sampleVolume(), logic.getParameterNode()
+    parameters.volumeID, parameters.model, parameters.only = volume.GetID(), "some@1", ("liver", "spleen")
+    again = logic.getParameterNode()
+    test.assertEqual((again.volumeID, again.model, again.only), (volume.GetID(), "some@1", ("liver", "spleen")))
+    again.only = ()
+    test.assertEqual(parameters.only, ())
+    again.only = None
+    test.assertIsNone(parameters.only)
+    slicer.mrmlScene.RemoveNode(volume)
+    test.assertIsNone(parameters.volumeID)
+
+
+def panelWithAQuickEngine(test, logic):
+    """Choose, press, look at the nodes, press again and replace, edit, undo, leave and come back."""
+    with openPanel(test, QuickEngine()) as widget:
+        ui, segment = widget.ui, widget.panel.sections.segment
+        volume = sampleVolume()
+        ui.volumeSelector.setCurrentNode(volume)
+        test.assertEqual(logic.getParameterNode().volumeID, volume.GetID())
+        test.assertTrue(waitUntil(lambda: ui.runButton.enabled), segment.state.headline)
+        ui.runButton.click()
+        test.assertTrue(waitUntil(lambda: not segment.state.busy))
+        test.assertEqual(segment.state.phase, "done", segment.state.detail)
+        result = slicer.mrmlScene.GetNodeByID(segment.state.segmentation_id)
+        test.assertEqual(ui.show3DButton.segmentationNode(), result)
+        test.assertTrue(ui.resultTable.rowCount >= 1)
+
+        ui.runButton.click()                    # there is a result already: the panel asks
+        test.assertIsNotNone(segment.state.question)
+        segment.answer("replace")
+        test.assertTrue(waitUntil(lambda: not segment.state.busy))
+        test.assertTrue(segment.state.undo_available)
+        ui.undoButton.click()
+        test.assertFalse(segment.state.undo_available)
+
+        ui.editButton.click()
+        test.assertTrue(widget.panel.sections.editor.isOpen)
+        widget.exit()
+        widget.enter()
+        ui.closeEditorButton.click()
+        test.assertFalse(widget.panel.sections.editor.isOpen)
+
+
+def sceneClosedWhileRunning(test, logic):
+    """Nothing is put into the scene that comes after."""
+    with openPanel(test, QuickEngine(patient=True)) as widget:
+        ui, segment = widget.ui, widget.panel.sections.segment
+        ui.volumeSelector.setCurrentNode(sampleVolume())
+        ui.runButton.click()
+        test.assertTrue(waitUntil(lambda: segment.state.fraction > 0))
+        slicer.mrmlScene.Clear(0)
+        test.assertFalse(segment.state.busy)
+        waitUntil(lambda: False, 0.2)
+        test.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"), 0)
+
+
+def sampleFromStartToEnd(test, logic):
+    """The real engine and the model that ships, by script: the structures of the upper abdomen are found."""
+    try:
+        importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        test.skipTest("PyTorch is not installed in this Slicer: see the set-up page of HiEndSeg")
+    volume, heard = sampleVolume(), []
+    result = logic.segment(volume, device="cpu", only=["liver", "spleen"],
+                           progress=lambda fraction, sentence: heard.append(fraction))
+    segments = result.GetSegmentation()
+    test.assertEqual([segments.GetNthSegmentID(n) for n in range(segments.GetNumberOfSegments())], ["spleen", "liver"])
+    test.assertEqual(heard, sorted(heard))
+    from HiEndSegLib.bridge.results import table_of
+    from HiEndSegLib.bridge.tables import read_table
+
+    volumes = {name: milliliters for name, milliliters, _mean in read_table(table_of(result))}
+    test.assertGreater(volumes["Liver"], 500)
+    test.assertGreater(volumes["Spleen"], 50)

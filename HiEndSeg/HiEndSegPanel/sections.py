@@ -1,0 +1,207 @@
+"""`Sections`: Segment, Edit and Models with their presenters, tied to the scene and to what is saved with it."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+import vtk
+from HiEndSegLib.models.registry import Registry
+from HiEndSegLib.presenter.models import ModelsPresenter
+from HiEndSegLib.presenter.segment import SegmentPresenter
+from slicer.util import VTKObservationMixin
+
+from .editor import EmbeddedEditor
+from .models import ModelsSection
+from .results import ResultRow
+from .segment import SegmentSection
+
+#: Milliseconds without a change after which a moved region or transform is looked at again.
+QUIET = 300
+
+
+class Sections(VTKObservationMixin):
+    """entered: function that says whether the module is on screen. act(action): what an offer does elsewhere.
+
+    pagesChanged: called when the set-up page may have to come or go.
+    """
+
+    def __init__(self, ui, logic, engine, settings, entered, act, pagesChanged):
+        VTKObservationMixin.__init__(self)
+        self.ui, self.logic, self._entered = ui, logic, entered
+        self._act, self._pagesChanged = act, pagesChanged
+        registry = Registry()
+        self.segment = SegmentPresenter(scene=slicer.mrmlScene, engine=engine, registry=registry, settings=settings)
+        self.models = ModelsPresenter(registry=registry, engine=engine, settings=settings)
+        self.models.models_changed.connect(self.segment.refresh)
+        self.editor = EmbeddedEditor(ui, entered)
+        self.segment.set_undo_hook(self.editor.saveStateForUndo)
+        self._parts = [SegmentSection(ui, self.segment, self.onOffer), ResultRow(ui, self.segment, self.editor),
+                       ModelsSection(ui, self.models, lambda: self.segment.state.model_id)]
+        self._parameters, self._watched, self._linking = None, (), False
+        self._later = qt.QTimer()
+        self._later.setSingleShot(True)
+        self._later.setInterval(QUIET)
+        self._later.connect("timeout()", self.segment.refresh)
+        self.segment.changed.connect(self.onChanged)
+        scene = slicer.mrmlScene
+        for event, method in ((scene.StartCloseEvent, self.onSceneStartClose), (scene.EndCloseEvent, self.onSceneEndClose),
+                              (scene.EndImportEvent, self.onSceneEndImport),
+                              (scene.NodeRemovedEvent, self.onNodeRemoved)):
+            self.addObserver(scene, event, method)
+
+    @property
+    def busy(self):
+        return self.segment.state.busy or self.models.state.busy
+
+    @property
+    def needsSetup(self):
+        return self.segment.state.needs_setup
+
+    def enter(self):
+        self._linkToScene()
+        self.segment.enter()
+        self.models.refresh()
+        self.editor.enter()
+
+    def exit(self):
+        """Whatever runs goes on."""
+        self.segment.leave()
+        self.editor.exit()
+
+    def tick(self):
+        self.segment.tick()
+        self.models.tick()
+
+    def close(self):
+        self.removeObservers()
+        self._later.stop()
+        self._later.disconnect("timeout()", self.segment.refresh)
+        self.editor.close()
+        for part in self._parts:
+            part.close()
+        self.models.close()
+        self.segment.close()
+        self._parameters = None
+
+    def onOffer(self, action):
+        """A remedy that the Segment section offers after a failure."""
+        if action == "verify_model":
+            self.ui.modelsSection.collapsed = False
+            self.models.verify(self.segment.state.model_id)
+        elif action == "choose_model":
+            self.ui.modelList.setFocus()
+        elif action == "device_cpu":
+            self.segment.set_device("cpu")
+        elif action == "again":
+            self.segment.run()
+        elif action == "roi":
+            self.ui.roiSelector.setFocus()
+        else:
+            self._act(action)
+
+    # ------------------------------------------------------------------------------------------- the scene
+
+    def onSceneStartClose(self, caller=None, event=None):
+        self._unlink()
+        self.editor.hide()
+        self.segment.scene_closing()
+
+    def onSceneEndClose(self, caller=None, event=None):
+        self.segment.scene_closed()
+        if self._entered():
+            self._linkToScene()
+
+    def onSceneEndImport(self, caller=None, event=None):
+        """A scene was loaded: what was chosen when it was saved is chosen again."""
+        self._unlink()
+        if self._entered():
+            self._linkToScene()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeRemoved(self, caller, event, node):
+        if caller.IsClosing():
+            return                          # told as a whole by onSceneStartClose
+        self.editor.nodeRemoved(node.GetID())
+        self.segment.node_removed(node.GetID())
+
+    # ------------------------------------------------------------------------------------------- the parameter node
+
+    def _linkToScene(self):
+        """Take what the scene's parameter node says; a fresh one gets the first volume there is."""
+        if self._parameters is not None:
+            return
+        self._parameters = self.logic.getParameterNode()
+        if self._parameters.volumeID is None and self.segment.state.volume_id is None:
+            self._parameters.volumeID = self._firstVolume()
+        self.addObserver(self._parameters.node, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+        self.onParameters()
+
+    def _unlink(self):
+        if self._parameters is not None:
+            self.removeObserver(self._parameters.node, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+            self._parameters = None
+
+    def onParameters(self, caller=None, event=None):
+        """The parameter node → the presenter."""
+        if self._linking:
+            return
+        self._linking = True
+        try:
+            parameters, state = self._parameters, self.segment.state
+            if parameters.volumeID != state.volume_id:
+                self.segment.set_volume(parameters.volumeID)
+            if parameters.roiID != state.roi_id:
+                self.segment.set_roi(parameters.roiID)
+            if parameters.model and parameters.model != state.model_id:
+                self.segment.set_model(parameters.model)
+            if parameters.only != self._only(self.segment.state):
+                self.segment.set_only(parameters.only)
+            if parameters.outputID != state.output_id:
+                self.segment.set_output(parameters.outputID)
+        finally:
+            self._linking = False
+        self.onChanged()
+
+    def onChanged(self):
+        """The presenter → the parameter node; and watch the chosen nodes for what changes their facts."""
+        self._pagesChanged()
+        if self._linking or self._parameters is None:
+            return
+        state, self._linking = self.segment.state, True
+        try:
+            with slicer.util.NodeModify(self._parameters.node):
+                self._parameters.volumeID, self._parameters.roiID = state.volume_id, state.roi_id
+                self._parameters.outputID = state.output_id
+                self._parameters.model, self._parameters.only = state.model_id or "", self._only(state)
+        finally:
+            self._linking = False
+        self._watch((state.volume_id, state.roi_id))
+
+    @staticmethod
+    def _only(state):
+        checked = tuple(row.id for row in state.structures if row.checked)
+        return None if len(checked) == len(state.structures) else checked
+
+    def _watch(self, ids):
+        """Look again, a little later, when the chosen volume is transformed or the region is moved."""
+        if ids == self._watched:
+            return
+        self.removeObservers(self.onInputModified)
+        self._watched = ids
+        events = (slicer.vtkMRMLTransformableNode.TransformModifiedEvent, vtk.vtkCommand.ModifiedEvent)
+        for nodeID, event in zip(ids, events):
+            node = slicer.mrmlScene.GetNodeByID(nodeID) if nodeID else None
+            if node is not None:
+                self.addObserver(node, event, self.onInputModified)
+
+    def onInputModified(self, caller=None, event=None):
+        self._later.start()
+
+    @staticmethod
+    def _firstVolume():
+        scene = slicer.mrmlScene
+        for index in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")):
+            node = scene.GetNthNodeByClass(index, "vtkMRMLScalarVolumeNode")
+            if not node.IsA("vtkMRMLLabelMapVolumeNode") and not node.GetHideFromEditors():
+                return node.GetID()
+        return None

@@ -1,0 +1,190 @@
+"""The Segment section: a `SegmentPresenter`'s state in widgets, and widgets' changes to the presenter."""
+
+from __future__ import annotations
+
+import functools
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from .widgets import ButtonRow, QuestionBox, fillRows, fitHeight, setText, swatch, warningPixmap
+
+
+class SegmentSection:
+    """ui: the form's widgets. act(action): what an offer's button does that this section cannot (\"setup\" and so on)."""
+
+    def __init__(self, ui, presenter, act):
+        self.ui, self.presenter, self._act = ui, presenter, act
+        self._shown = None              # the state that the widgets show
+        self._writing = False           # the widgets' own signals mean nothing while they are written
+        self._question = QuestionBox(ui.questionBox, ui.questionText, ui.questionButtonsLayout, self.onAnswer)
+        self._offers = ButtonRow(ui.offersLayout)
+        ui.volumeWarningIcon.setPixmap(warningPixmap(ui.volumeWarning))
+        self._connections = (
+            (ui.volumeSelector, "currentNodeChanged(vtkMRMLNode*)", self.onVolume),
+            (ui.roiSelector, "currentNodeChanged(vtkMRMLNode*)", self.onRegion),
+            (ui.outputSelector, "currentNodeChanged(vtkMRMLNode*)", self.onOutput),
+            (ui.modelSearch, "textChanged(QString)", self.onSearch),
+            (ui.modelList, "currentRowChanged(int)", self.onModel),
+            (ui.structureList, "itemChanged(QListWidgetItem*)", self.onStructures),
+            (ui.allStructuresButton, "clicked()", self.onAllStructures),
+            (ui.noStructuresButton, "clicked()", self.onNoStructures),
+            (ui.deviceBox, "currentIndexChanged(int)", self.onDevice),
+            (ui.runButton, "clicked()", self.onRun))
+        for widget, signal, slot in self._connections:
+            widget.connect(signal, slot)
+        presenter.changed.connect(self.show)
+        self.show()
+
+    def close(self):
+        """Listen to nothing any more."""
+        self.presenter.changed.disconnect(self.show)
+        for widget, signal, slot in self._connections:
+            widget.disconnect(signal, slot)
+        self._question.clear()
+        self._offers.clear()
+
+    # ---------------------------------------------------------------------------------------- widgets → presenter
+
+    def onVolume(self, node=None):
+        if not self._writing:
+            self.presenter.set_volume(node)
+
+    def onRegion(self, node=None):
+        if not self._writing:
+            self.presenter.set_roi(node)
+
+    def onOutput(self, node=None):
+        if not self._writing:
+            self.presenter.set_output(node)
+
+    def onSearch(self, text=""):
+        if not self._writing:
+            self.presenter.set_filter(text)
+
+    def onModel(self, row=-1):
+        if not self._writing and 0 <= row < len(self._shown.models):
+            self.presenter.set_model(self._shown.models[row].id)
+
+    def onStructures(self):
+        if not self._writing:
+            boxes = self.ui.structureList
+            self.presenter.set_only([row.id for index, row in enumerate(self._shown.structures)
+                                     if boxes.item(index).checkState() == qt.Qt.Checked])
+
+    def onAllStructures(self):
+        self.presenter.select_all()
+
+    def onNoStructures(self):
+        self.presenter.select_none()
+
+    def onDevice(self, index=-1):
+        if not self._writing and 0 <= index < len(self._shown.devices):
+            self.presenter.set_device(self._shown.devices[index].kind)
+
+    def onRun(self):
+        with slicer.util.tryWithErrorDisplay(_("HiEndSeg could not start.")):
+            self.presenter.press()
+
+    def onAnswer(self, choice):
+        with slicer.util.tryWithErrorDisplay(_("HiEndSeg could not go on.")):
+            self.presenter.answer(choice)
+
+    # ---------------------------------------------------------------------------------------- presenter → widgets
+
+    def show(self):
+        """Write what differs from what the widgets show."""
+        state, before = self.presenter.state, self._shown
+        if state == before:
+            return
+        self._shown, self._writing = state, True
+        try:
+            def differs(*names):
+                return before is None or any(getattr(state, n) != getattr(before, n) for n in names)
+
+            self._showProgress(state)
+            if differs("volume_id", "roi_id", "output_id", "volume_sentence", "volume_warning", "roi_sentence", "phase"):
+                self._showInputs(state)
+            if differs("models", "model_id", "model_sentence", "model_filter"):
+                self._showModels(state)
+            if differs("structures", "structures_sentence"):
+                self._showStructures(state)
+            if differs("devices", "device", "device_sentence", "plan_sentence", "plan_fits"):
+                self._showMachine(state)
+            self._question.show(state.question)
+            if differs("offers"):
+                self.ui.offersBox.setVisible(bool(state.offers))
+                self._offers.fill([(offer.text, functools.partial(self._act, offer.action)) for offer in state.offers])
+            if differs("log"):
+                self.ui.logText.setPlainText("\n".join(state.log))
+                self.ui.logText.moveCursor(qt.QTextCursor.End)
+        finally:
+            self._writing = False
+
+    def _showProgress(self, state):
+        ui = self.ui
+        for widget, text in ((ui.headline, state.headline), (ui.detail, state.detail), (ui.timeLabel, state.time_text)):
+            setText(widget, text)
+        ui.progressRow.setVisible(state.busy)
+        ui.timeLabel.setVisible(bool(state.time_text))
+        ui.progressBar.setValue(int(1000 * state.fraction))
+        if ui.runButton.text != state.button_text:
+            ui.runButton.setText(state.button_text)
+        ui.runButton.setEnabled(state.button_enabled)
+        ui.runButton.setToolTip(state.button_tooltip)
+
+    def _showInputs(self, state):
+        ui = self.ui
+        for selector, nodeID in ((ui.volumeSelector, state.volume_id), (ui.roiSelector, state.roi_id),
+                                 (ui.outputSelector, state.output_id)):
+            if selector.currentNodeID != (nodeID or ""):
+                selector.setCurrentNodeID(nodeID or "")
+        setText(ui.volumeSentence, state.volume_sentence)
+        setText(ui.roiSentence, state.roi_sentence)
+        setText(ui.volumeWarningText, state.volume_warning)
+        ui.volumeWarning.setVisible(bool(state.volume_warning))
+        for widget in (ui.volumeSelector, ui.roiSelector, ui.modelSearch, ui.modelList, ui.structuresBox, ui.deviceBox,
+                       ui.outputSelector):
+            widget.setEnabled(not state.busy)
+
+    def _showModels(self, state):
+        ui = self.ui
+        ui.modelSearch.setVisible(len(state.models) > 4 or bool(state.model_filter))
+        if ui.modelSearch.text != state.model_filter:
+            ui.modelSearch.setText(state.model_filter)
+        fillRows(ui.modelList, [(row.title, row.tooltip) for row in state.models])
+        fitHeight(ui.modelList, least=1, most=5)
+        chosen = [index for index, row in enumerate(state.models) if row.id == state.model_id]
+        ui.modelList.setCurrentRow(chosen[0] if chosen else -1)
+        rows = [row for row in state.models if row.id == state.model_id]
+        facts = [_("{modality}, {count} structures, {size} MB, license {license}.").format(
+            modality=row.modality, count=len(row.structures), size=f"{row.megabytes:g}", license=row.licence)
+            for row in rows]
+        setText(ui.modelDetails, " ".join([*facts, state.model_sentence]))
+        ui.modelDetails.setToolTip(rows[0].tooltip if rows else "")
+
+    def _showStructures(self, state):
+        box, boxes = self.ui.structuresBox, self.ui.structureList
+        box.setTitle(state.structures_sentence or _("Structures"))
+        fillRows(boxes, [(row.name, "") for row in state.structures])
+        for index, row in enumerate(state.structures):
+            item = boxes.item(index)
+            wanted = qt.Qt.Checked if row.checked else qt.Qt.Unchecked
+            if item.checkState() != wanted or item.icon().isNull():
+                item.setCheckState(wanted)
+                item.setIcon(swatch(row.color))
+
+    def _showMachine(self, state):
+        ui = self.ui
+        titles = [row.title for row in state.devices]
+        if [ui.deviceBox.itemText(n) for n in range(ui.deviceBox.count)] != titles:
+            ui.deviceBox.clear()
+            for title in titles:
+                ui.deviceBox.addItem(title)
+        for index, row in enumerate(state.devices):
+            ui.deviceBox.setItemData(index, row.sentence, qt.Qt.ToolTipRole)
+        chosen = [index for index, row in enumerate(state.devices) if row.kind == state.device]
+        ui.deviceBox.setCurrentIndex(chosen[0] if chosen else -1)
+        setText(ui.deviceSentence, state.device_sentence)
+        setText(ui.planSentence, state.plan_sentence)

@@ -1,0 +1,104 @@
+"""The set-up page, shown instead of the sections as long as packages are missing; and who installs them."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from .widgets import setText
+
+#: How a step of the installation is marked.
+_MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
+
+
+class Installer:
+    """The presenter's `Installer` by way of `HiEndSegLib.desktop`'s, which knows Slicer's ways of installing."""
+
+    def __init__(self, settings):
+        self._settings = settings
+        self.wheels = None          # a folder to install from, instead of the network
+
+    def install_torch(self, requirement, *, repair=False):
+        installer = self._slicers()
+        self._after(installer.repair_torch() if repair else installer.install_torch())
+
+    def pip_install(self, requirements, *, repair=False):
+        self._after(self._slicers().pip_install(requirements, again=repair))
+
+    def _slicers(self):
+        from HiEndSegLib.desktop.installer import SlicerInstaller
+
+        return SlicerInstaller(self._settings, wheels=self.wheels)
+
+    @staticmethod
+    def _after(installed):
+        from HiEndSegLib.presenter.setup import RestartNeeded
+
+        if installed.restart_needed:
+            raise RestartNeeded(installed.sentence)
+
+
+class SetupPage:
+    """back: function that shows the sections again; report: function that gives the text for a bug report."""
+
+    def __init__(self, ui, presenter, installer, back, report):
+        self.ui, self.presenter, self._installer = ui, presenter, installer
+        self._report = report
+        self._connections = ((ui.installButton, self.onInstall), (ui.setupAgainButton, presenter.look),
+                             (ui.setupBackButton, back), (ui.setupReportButton, self.copyReport),
+                             (ui.restartButton, self.onRestart), (ui.wheelsButton, self.onWheels))
+        for button, slot in self._connections:
+            button.connect("clicked()", slot)
+        presenter.changed.connect(self.show)
+        self.show()
+
+    def close(self):
+        self.presenter.changed.disconnect(self.show)
+        for button, slot in self._connections:
+            button.disconnect("clicked()", slot)
+
+    def onInstall(self):
+        self._installer.wheels = None
+        self.presenter.press()
+
+    def onWheels(self):
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Folder of downloaded packages"))
+        if folder:
+            self._installer.wheels = folder
+            self.presenter.press()
+
+    def onRestart(self):
+        slicer.util.restart()
+
+    def copyReport(self):
+        """Onto the clipboard; the status line says so, where there is one."""
+        qt.QApplication.clipboard().setText(self._report())
+        slicer.util.showStatusMessage(_("The report is on the clipboard; it names no patient and no folder."), 5000)
+
+    def show(self):
+        state, ui = self.presenter.state, self.ui
+        setText(ui.setupHeadline, state.headline)
+        setText(ui.setupDetail, state.detail)
+        setText(ui.setupSteps, "\n".join(f"{_MARKS[step.state]} {step.text}" for step in state.steps))
+        ui.offlineText.setPlainText(state.offline)
+        ui.setupProgress.setVisible(state.busy)
+        ui.setupProgress.setValue(int(1000 * state.fraction))
+        if state.button_text:
+            ui.installButton.setText(state.button_text)
+        ui.installButton.setEnabled(state.button_enabled and not state.busy)
+        for button in (ui.setupAgainButton, ui.setupBackButton, ui.wheelsButton):
+            button.setEnabled(not state.busy)
+        ui.setupBackButton.setVisible(not self.presenter.needed)
+        ui.restartButton.setVisible(state.phase == "restart")
+        self._showPackages(state)
+
+    def _showPackages(self, state):
+        rows = self.ui.setupList
+        rows.setColumnCount(3)
+        rows.setHeaderLabels([_("Package"), _("Installed"), _("What for")])
+        rows.clear()
+        for row in state.packages:
+            qt.QTreeWidgetItem(rows, [row.requirement, row.installed or _("missing"), row.why])
+        for column in (0, 1):
+            rows.resizeColumnToContents(column)

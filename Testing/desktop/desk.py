@@ -1,0 +1,126 @@
+"""`Desk`: the module's panel in the stand-in, used by clicks and looked at; shared by the tests and `show.py`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from double import application, failures
+
+MODULE = Path(__file__).resolve().parents[2] / "HiEndSeg" / "HiEndSeg.py"
+
+
+class Desk:
+    """One Slicer with the module open. pictures: a folder for screenshots, or None."""
+
+    def __init__(self, pictures=None):
+        import slicer
+
+        self.slicer, self.app, self.scene = slicer, slicer.app, slicer.mrmlScene
+        self.pictures = None if pictures is None else Path(pictures)
+        self.module = getattr(slicer.modules, "hiendseg", None) or application.load_module(MODULE)
+        self.widget = self.module.widgetRepresentation()
+        self.widget.resize(430, 980)
+        self.widget.show()
+        self.logic = self.widget.self().logic
+
+    @property
+    def panel(self):
+        return self.widget.self().panel
+
+    @property
+    def ui(self):
+        return self.widget.self().ui
+
+    @property
+    def segment(self):
+        return self.panel.sections.segment
+
+    @property
+    def state(self):
+        return self.segment.state
+
+    def enter(self):
+        self.widget.enter()
+
+    def exit(self):
+        self.widget.exit()
+
+    def begin(self):
+        """An entered panel on an empty scene, nothing running, nothing remembered of an earlier result."""
+        self.scene.Clear(0)
+        self.enter()
+        if self.panel.sections is not None:
+            self.segment.set_device("cpu")
+            self.segment.set_filter("")
+            self.segment.set_model("torso-ct-tiny")
+            self.segment.select_all()
+
+    def end(self):
+        if self.panel is not None and self.panel.sections is not None and self.state.busy:
+            self.segment.cancel()
+            self.until(lambda: not self.state.busy)
+        self.exit()
+        self.scene.Clear(0)
+
+    def until(self, condition, seconds=120.0):
+        """Let the application work until `condition()` holds; whether it came to that. How long one turn took at most
+        is kept in `longest`: slices can be scrolled in between."""
+        deadline, self.longest = time.monotonic() + seconds, 0.0
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            began = time.monotonic()
+            self.app.processEvents()
+            self.longest = max(self.longest, time.monotonic() - began)
+            time.sleep(0.005)
+        return True
+
+    def choose(self, volume):
+        self.ui.volumeSelector.setCurrentNode(volume)
+        assert self.until(lambda: self.ui.runButton.enabled), self.state.headline
+
+    def run(self, seconds=120.0, answer=None):
+        """Press Segment and wait for the end; returns the segmentation node, or None where there is none."""
+        before = self.state.segmentation_id
+        self.ui.runButton.click()
+        if answer is not None:
+            assert self.state.question is not None, self.state.headline
+            self.press(self.ui.questionBox, next(c.text for c in self.state.question.choices if c.id == answer))
+        assert self.until(lambda: not self.state.busy, seconds), self.state.headline
+        if self.state.phase != "done":
+            assert self.state.segmentation_id == before
+            return None
+        return self.node(self.state.segmentation_id)
+
+    def node(self, node_id):
+        return self.scene.GetNodeByID(node_id) if node_id else None
+
+    def press(self, box, text):
+        """Click the button of this text inside a box, as a person finds it."""
+        import qt
+
+        found = [w for w in box.findChildren(qt.QPushButton) if w.text == text and not w.isHidden()]
+        assert len(found) == 1, f"{len(found)} buttons say {text!r}"
+        found[0].click()
+
+    def count(self, class_name):
+        return self.scene.GetNumberOfNodesByClass(class_name)
+
+    def picture(self, name, volume=None, segmentation=None):
+        """Keep what the panel shows, with the volume's slices beside it; draws the panel in any case."""
+        self.widget.resize(430, max(700, self.widget.layout().sizeHint().height()))
+        self.app.processEvents()
+        shot = self.widget.grab()
+        assert shot.width() > 100 and shot.height() > 100
+        if self.pictures is None:
+            return
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        from slices import beside
+
+        beside(shot, volume, segmentation).save(str(self.pictures / f"{name}.png"))
+
+
+def hidden_failures():
+    """What was printed and swallowed since the last look."""
+    return failures.taken()
