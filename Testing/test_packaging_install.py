@@ -101,11 +101,9 @@ def installed(tmp_path_factory):
     if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("cmake or a C++ compiler is missing: the extension cannot be configured here")
     try:
-        files = tracked()
+        tracked()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this copy of the project has no git index to compare with")
-    if "HiEndSeg/HiEndSeg.py" not in files:
-        pytest.skip("HiEndSeg/HiEndSeg.py is not written yet")
     folder = tmp_path_factory.mktemp("extension")
     (folder / "slicer").mkdir()
     for name, text in {"SlicerConfig.cmake": CONFIG, "use.cmake": USE, "describe.cmake": DESCRIBE,

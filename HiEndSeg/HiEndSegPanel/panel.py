@@ -9,12 +9,13 @@ import logging
 
 import qt
 import slicer
+from HiEndSegLib.desktop.installer import SlicerInstaller
 from HiEndSegLib.presenter.setup import SetupPresenter
 from slicer.i18n import tr as _
 
 from . import machine
 from .settings import Settings
-from .setup import Installer, SetupPage
+from .setup import SetupPage
 
 #: Milliseconds between two looks at the engine.
 TICK = 40
@@ -29,7 +30,7 @@ class Panel:
         self._entered = self._setupAsked = False
         # bound now: once the module is loaded again, the name `machine` means another engine
         self._engine, self._renewEngine, self._closeEngine = machine.engine, machine.renewEngine, machine.closeEngine
-        installer = Installer(self.settings)
+        installer = SlicerInstaller(slicer=slicer)
         with open(resource("requirements.txt"), encoding="utf-8") as requirements:
             self.setup = SetupPresenter(installer=installer, requirements=requirements.read(), engine=self._engine(),
                                         settings=self.settings, renew_engine=self._renewEngine, python="PythonSlicer",

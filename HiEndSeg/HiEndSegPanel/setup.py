@@ -1,4 +1,4 @@
-"""The set-up page, shown instead of the sections as long as packages are missing; and who installs them."""
+"""The set-up page, shown instead of the sections as long as packages are missing."""
 
 from __future__ import annotations
 
@@ -12,35 +12,9 @@ from .widgets import setText
 _MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
 
 
-class Installer:
-    """The presenter's `Installer` by way of `HiEndSegLib.desktop`'s, which knows Slicer's ways of installing."""
-
-    def __init__(self, settings):
-        self._settings = settings
-        self.wheels = None          # a folder to install from, instead of the network
-
-    def install_torch(self, requirement, *, repair=False):
-        installer = self._slicers()
-        self._after(installer.repair_torch() if repair else installer.install_torch())
-
-    def pip_install(self, requirements, *, repair=False):
-        self._after(self._slicers().pip_install(requirements, again=repair))
-
-    def _slicers(self):
-        from HiEndSegLib.desktop.installer import SlicerInstaller
-
-        return SlicerInstaller(self._settings, wheels=self.wheels)
-
-    @staticmethod
-    def _after(installed):
-        from HiEndSegLib.presenter.setup import RestartNeeded
-
-        if installed.restart_needed:
-            raise RestartNeeded(installed.sentence)
-
-
 class SetupPage:
-    """back: function that shows the sections again; report: function that gives the text for a bug report."""
+    """installer: the presenter's, which takes a folder of wheels. back: function that shows the sections again; report:
+    function that gives the text for a bug report."""
 
     def __init__(self, ui, presenter, installer, back, report):
         self.ui, self.presenter, self._installer = ui, presenter, installer

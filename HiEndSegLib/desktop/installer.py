@@ -49,7 +49,15 @@ class SlicerInstaller:
         self._find_module = find_module
         self._system, self._site_packages = system, site_packages or sysconfig.get_paths()["purelib"]
         self._extension_is_new = False
-        self.wheels = Path(wheels) if wheels else None
+        self.wheels = wheels
+
+    @property
+    def wheels(self) -> Path | None:
+        return self._wheels
+
+    @wheels.setter
+    def wheels(self, folder: str | os.PathLike | None) -> None:
+        self._wheels = Path(folder) if folder else None
 
     def install_torch(self, requirement: str, *, repair: bool = False) -> None:
         """Install PyTorch ("torch>=2.4") in the build that fits this computer. Raises HiEndSegError.
@@ -95,10 +103,6 @@ class SlicerInstaller:
         else:                                           # also says when something that is loaded was replaced
             self._attempt(what, lambda: packaging.pip_ensure(requirements, requester=REQUESTER, prompt_install=False))
         importlib.invalidate_caches()                   # else this process does not see what pip has just changed
-
-    def restart(self) -> None:
-        """Restart Slicer, which asks about unsaved data first."""
-        self._slicer.util.restart()
 
     def fitting(self, requirement: str) -> str:
         """The requirement for PyTorch with the versions that can be installed here."""
