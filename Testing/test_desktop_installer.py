@@ -26,7 +26,7 @@ LINUX, WINDOWS = "/opt/Slicer/lib/Python/lib/python3.12/site-packages", \
 
 
 class Machine:
-    """A computer with Slicer: what is installed, what was called. `new` is 5.12 (with `slicer.packaging`), else 5.10."""
+    """A computer with Slicer: what is installed, what was called. new: 5.12 (with `slicer.packaging`), else 5.10."""
 
     def __init__(self, new=True, extension=False, testing=False):
         self.versions, self.calls, self.fails, self.server_works = {}, [], None, True
@@ -283,8 +283,8 @@ def test_wheels_go_in_without_a_network(tmp_path):
         pytest.skip("this Python has no pip")
 
     def pip_install(arguments):
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--isolated", "--target", str(target), *arguments],
-                       check=True, env={"PATH": "", "HOME": str(tmp_path)}, timeout=120)
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--isolated", "--target", str(target),
+                        *arguments], check=True, env={"PATH": "", "HOME": str(tmp_path)}, timeout=120)
 
     machine.slicer.util.pip_install = pip_install
     installer = machine.installer(wheels=folder)

@@ -46,7 +46,7 @@ def test_requirements_are_those_of_the_project():
 
 
 def closure(names: list[str], extras_of_slicer: dict[str, str]) -> set[str]:
-    """Distributions that `names` need, as their metadata say, for Python 3.12; Slicer's own are checked, not followed."""
+    """Distributions that `names` need, as their metadata say, for Python 3.12; Slicer's are checked, not followed."""
     waiting, seen = list(names), set()
     while waiting:
         name = waiting.pop().lower().replace("_", "-")

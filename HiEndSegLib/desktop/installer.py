@@ -1,7 +1,7 @@
 """Installing what HiEndSeg needs into Slicer's Python: PyTorch by the PyTorch extension, the rest by Slicer's pip.
 
-The `Installer` of the set-up page (`presenter/setup.py`), which has said what will be fetched and has been told to go on;
-so nothing is asked again here. From the package index or, without a network, from a folder of wheels.
+The `Installer` of the set-up page (`presenter/setup.py`), which has said what will be fetched and has been told to go
+on, so nothing is asked again here. From the package index or, without a network, from a folder of wheels.
 """
 
 from __future__ import annotations
