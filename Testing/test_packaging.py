@@ -118,7 +118,8 @@ def test_cmake_names_the_extension_once_and_completely():
     assert re.findall(r"project\s*\(\s*([^\s)]+)", CMAKE) == [ENTRY.stem]
     order = [CMAKE.index(text) for text in (
         "cmake_minimum_required", "project(", "EXTENSION_HOMEPAGE", "find_package(Slicer",
-        "include(${Slicer_USE_FILE})", "ctkMacroCompilePythonScript(", "add_subdirectory(HiEndSeg)", "include(${Slicer_EXTENSION_GENERATE_CONFIG})",
+        "include(${Slicer_USE_FILE})", "ctkMacroCompilePythonScript(", "add_subdirectory(HiEndSeg)",
+        "include(${Slicer_EXTENSION_GENERATE_CONFIG})",
         "include(${Slicer_EXTENSION_CPACK})")]
     assert order == sorted(order)
     description = _setting("EXTENSION_DESCRIPTION")
