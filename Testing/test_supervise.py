@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from encoder_folders import write_encoder
 
 from HiEndSegLib.models.card import read_card
+from HiEndSegLib.models.encoders import load_encoder_weights
 from HiEndSegLib.models.loading import load_model
 from HiEndSegLib.networks.build import build_network
 from training import export, supervise
@@ -71,6 +73,17 @@ def test_training_learns_resumes_and_exports(cache, tmp_path, monkeypatch):
     network.load_state_dict(second["average"])
     with torch.no_grad():
         torch.testing.assert_close(model.network.scores(x), network.scores(x), atol=0.02, rtol=0)
+
+
+def test_training_starts_from_a_pretrained_encoder(cache, tmp_path):
+    """The ViT's first weights are the encoder's: with a learning rate of zero they stay so."""
+    folder = write_encoder(tmp_path / "encoder")
+    run = tmp_path / "run"
+    supervise.main(arguments(cache, run, 0.005, "--encoder", str(folder), "--lr", "0"))
+    kept = torch.load(run / "last.pt", weights_only=True)["network"]
+    weights = load_encoder_weights(folder)
+    for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.3.mlp.fc2.bias", "norm.weight"):
+        torch.testing.assert_close(kept[f"encoder.vit.{name}"], weights[name].float())
 
 
 def _whole(network, image, windows):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from HiEndSegLib.geometry.files import atomic_target
+from HiEndSegLib.models.encoders import apply_encoder, load_encoder_weights
 from HiEndSegLib.networks.build import build_network
 
 from .objective import maskmed_loss, pointwise_loss
@@ -86,7 +87,10 @@ def train(args: argparse.Namespace) -> None:
     elif args.initial:
         network.load_state_dict(torch.load(args.initial, weights_only=True, map_location=device)["average"])
         average = Average(network, args.ema)
-    (run / "config.json").write_text(json.dumps({"network": config, "windows": WINDOWS, "args": vars(args)}, indent=1))
+    elif args.encoder:
+        print(apply_encoder(network.encoder.vit, load_encoder_weights(args.encoder)), flush=True)
+        average = Average(network, args.ema)
+    (run / "config.json").write_text(json.dumps({"network": config, "windows": WINDOWS, "args": vars(args)}, indent=1, default=str))
     sampler = TileSampler(cases, WINDOWS, seed=args.seed + step)
     print(f"{len(cases)} cases, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, "
           f"step {step}, {used / 60:.0f} of {args.minutes:.0f} min used", flush=True)
@@ -186,6 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--encoder", type=Path, help="an encoder folder (training.pretrain_export) to start the ViT from")
     parser.add_argument("--initial", help="a checkpoint whose averaged weights to start from")
     train(parser.parse_args(argv))
 

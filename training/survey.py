@@ -2,9 +2,9 @@
 
     python -m training.survey DATA OUT [--model ID] [--device cpu]
 
-DATA holds one folder a case with image.nii.gz; `training.evaluate` says which have labels that count. Each case runs in a
-worker of its own, so that its peak memory is its own. Writes OUT/survey.json,
-a label map and a picture a case, and prints two tables. Scores on cases that were trained on are marked.
+DATA holds one folder a case with image.nii.gz; `training.evaluate` says which have labels that count. Each case runs in
+a worker of its own, so that its peak memory is its own. Writes OUT/survey.json, a label map and a picture a case, and
+prints two tables. Scores on cases that were trained on are marked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from HiEndSegLib.engine.client import EngineClient
 from HiEndSegLib.errors import HiEndSegError
 from HiEndSegLib.figures import slices_figure
+from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.geometry.reading import read_volume
 from HiEndSegLib.geometry.resample import to_ras_axes
 from HiEndSegLib.geometry.writing import write_labels
@@ -81,8 +82,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--about", type=Path, help="JSON for `training.export`, whose scores are replaced by these")
     args = parser.parse_args(argv)
-    print(tables(survey(args.data, args.out, model=args.model, device=args.device)))
+    rows = survey(args.data, args.out, model=args.model, device=args.device)
+    print(tables(rows))
+    if args.about:
+        put_scores(rows, args.about)
+
+
+def put_scores(rows: list[dict], about: Path) -> None:
+    """What a card says was measured is what was measured: the scores of `rows` into the words that become a card."""
+    scores = [{"case": s["case"], "structure": s["structure"], "dice": round(s["dice"], 3),
+               "trained_on": s["trained_on"], "note": s["note"]} for row in rows for s in row.get("scores", ())]
+    with atomic_target(about) as temporary:
+        Path(temporary).write_text(json.dumps({**json.loads(about.read_text()), "scores": scores}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
