@@ -6,6 +6,9 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+#: Rows of the table that are seen without scrolling.
+MOST_ROWS = 9
+
 
 class ResultRow:
     """editor: the `EmbeddedEditor` that Edit opens."""
@@ -84,3 +87,5 @@ class ResultRow:
         if columns:
             table.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.Stretch)
         table.resizeRowsToContents()
+        height = table.horizontalHeader().sizeHint.height() + 2 * table.frameWidth
+        table.setFixedHeight(height + sum(table.rowHeight(row) for row in range(min(rows, MOST_ROWS))))

@@ -29,6 +29,23 @@ def slicerApp(tmp_path_factory):
     return double.start(tmp_path_factory.mktemp("slicer"))
 
 
+@pytest.fixture(scope="session")
+def wholeDesk(slicerApp, request):
+    from desk import Desk
+
+    made = Desk(request.config.getoption("--pictures"))
+    yield made
+    made.module.unload()
+
+
+@pytest.fixture
+def desk(wholeDesk):
+    """The module, open and entered, on an empty scene; its engine stays warm from test to test."""
+    wholeDesk.begin()
+    yield wholeDesk
+    wholeDesk.end()
+
+
 @pytest.fixture(autouse=True)
 def clean(slicerApp):
     """An empty scene, no dialogs, no recorded failures; fails where PythonQt would have printed and gone on."""
@@ -46,3 +63,4 @@ def clean(slicerApp):
     application.hide_main_window()
     assert not found, "exceptions in slots or callbacks:\n" + "\n".join(found)
     assert not unanswered, f"dialogs that never came: {unanswered}"
+    dialogs.reset()

@@ -11,7 +11,9 @@ MODULE = Path(__file__).resolve().parents[2] / "HiEndSeg" / "HiEndSeg.py"
 
 
 class Desk:
-    """One Slicer with the module open. pictures: a folder for screenshots, or None."""
+    """One Slicer with the module open. pictures: a folder for screenshots, or None. patience: seconds for a whole run."""
+
+    patience, longest = 120.0, 0.0
 
     def __init__(self, pictures=None):
         import slicer
@@ -40,6 +42,11 @@ class Desk:
     def state(self):
         return self.segment.state
 
+    @property
+    def setup_over(self):
+        """Whether an installation has come to its end, good or bad."""
+        return self.panel.setup.state.phase in ("complete", "failed", "restart")
+
     def enter(self):
         self.widget.enter()
 
@@ -63,10 +70,10 @@ class Desk:
         self.exit()
         self.scene.Clear(0)
 
-    def until(self, condition, seconds=120.0):
+    def until(self, condition, seconds=None):
         """Let the application work until `condition()` holds; whether it came to that. How long one turn took at most
         is kept in `longest`: slices can be scrolled in between."""
-        deadline, self.longest = time.monotonic() + seconds, 0.0
+        deadline, self.longest = time.monotonic() + (seconds or self.patience), 0.0
         while not condition():
             if time.monotonic() > deadline:
                 return False
@@ -80,7 +87,7 @@ class Desk:
         self.ui.volumeSelector.setCurrentNode(volume)
         assert self.until(lambda: self.ui.runButton.enabled), self.state.headline
 
-    def run(self, seconds=120.0, answer=None):
+    def run(self, seconds=None, answer=None):
         """Press Segment and wait for the end; returns the segmentation node, or None where there is none."""
         before = self.state.segmentation_id
         self.ui.runButton.click()
@@ -100,6 +107,7 @@ class Desk:
         """Click the button of this text inside a box, as a person finds it."""
         import qt
 
+        self.app.processEvents()        # a button is shown by the layout that it was put into, a turn later
         found = [w for w in box.findChildren(qt.QPushButton) if w.text == text and not w.isHidden()]
         assert len(found) == 1, f"{len(found)} buttons say {text!r}"
         found[0].click()
@@ -109,7 +117,9 @@ class Desk:
 
     def picture(self, name, volume=None, segmentation=None):
         """Keep what the panel shows, with the volume's slices beside it; draws the panel in any case."""
-        self.widget.resize(430, max(700, self.widget.layout().sizeHint().height()))
+        for _pass in range(2):          # as Slicer's scroll area does: as high as the texts need at this width
+            self.app.processEvents()
+            self.widget.resize(430, max(700, self.widget.heightForWidth(430)))
         self.app.processEvents()
         shot = self.widget.grab()
         assert shot.width() > 100 and shot.height() > 100

@@ -96,7 +96,7 @@ class SliceView:
         center = [(bounds[2 * n] + bounds[2 * n + 1]) / 2 for n in range(3)]
         depth = 3 - sum(_AXES[orientation])
         center[depth] = (middle[2 * depth] + middle[2 * depth + 1]) / 2
-        self._node.JumpSlice(*center)
+        self._node.JumpSliceByCentering(*center)
         display = volume.GetDisplayNode()
         if display is not None:
             display.AutoWindowLevelOff()
