@@ -73,6 +73,11 @@ class SetupPage:
         rows.setHeaderLabels([_("Package"), _("Installed"), _("What for")])
         rows.clear()
         for row in state.packages:
-            qt.QTreeWidgetItem(rows, [row.requirement, row.installed or _("missing"), row.why])
+            item = qt.QTreeWidgetItem(rows)
+            for column, text in enumerate((row.requirement, row.installed or _("missing"), row.why)):
+                item.setText(column, text)
+                item.setToolTip(column, text)
         for column in (0, 1):
             rows.resizeColumnToContents(column)
+        rows.setFixedHeight(rows.header().sizeHint.height() + 2 * rows.frameWidth
+                            + max(1, len(state.packages)) * rows.sizeHintForRow(0))

@@ -23,6 +23,10 @@ def pytest_addoption(parser):
     parser.addoption("--pictures", default=None, help="folder for screenshots of the panel and slice pictures")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error::UserWarning")      # Slicer's "already has observer"
+
+
 @pytest.fixture(scope="session")
 def slicerApp(tmp_path_factory):
     """`slicer.app` of the stand-in."""

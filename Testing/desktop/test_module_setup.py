@@ -8,7 +8,7 @@ import sys
 import unittest
 
 import pytest
-from double import packages
+from double import packages, pythonqt
 
 
 @pytest.fixture
@@ -120,13 +120,29 @@ def test_the_page_can_be_opened_and_left_later(desk):
     desk.ui.helpSection.collapsed = True
 
 
+def test_repair_makes_everything_anew_on_another_engine(desk):
+    from HiEndSegPanel import machine
+
+    before, engine = desk.panel.sections, machine.engine()
+    desk.ui.showSetupButton.click()
+    desk.ui.installButton.click()
+    assert desk.until(lambda: desk.setup_over, 120) and desk.panel.setup.state.phase == "complete"
+    assert ("pip_install" in [name for name, *_rest in packages.asked]), packages.asked
+    assert desk.panel.sections is not before and len(before.segment.changed) == 0
+    assert machine.engine() is not engine and desk.segment._machine.engine is machine.engine()
+    assert desk.ui.sections.visible
+
+
 def test_reload_reads_the_library_again_and_leaves_no_listener(desk):
-    old, python = desk.panel, desk.widget.self()
+    old, python, widgets = desk.panel, desk.widget.self(), vars(desk.ui).values()
+    assert sum(map(pythonqt.connection_count, widgets)) > 30
     segment, library = old.sections.segment, sys.modules["HiEndSegLib"]
     python.onReload()
     assert sys.modules["HiEndSegLib"] is not library and desk.widget.self() is not python
     assert len(segment.changed) == 0 and old.sections is None and python.panel is None
     assert desk.panel is not old and desk.ui.runButton.text == "Segment"
+    ours = [w.name for w in widgets if pythonqt.connection_count(w) and not w.name.startswith("HiEndSeg")]
+    assert ours == [], "the old form still calls the old panel"
 
 
 def test_the_modules_own_self_test_passes(desk):

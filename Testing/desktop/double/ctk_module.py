@@ -80,12 +80,12 @@ class ctkCollapsibleButton(_Collapsible, QtWidgets.QAbstractButton):
     def minimumSizeHint(self):
         if self._collapsed or self.layout() is None:
             return QtCore.QSize(60, _HEAD)
-        return self.layout().minimumSize()
+        return self.layout().totalMinimumSize()
 
     def sizeHint(self):
         if self._collapsed or self.layout() is None:
             return QtCore.QSize(120, _HEAD)
-        return self.layout().sizeHint()
+        return self.layout().totalSizeHint()
 
     def hitButton(self, position):
         return position.y() < _HEAD
