@@ -370,3 +370,14 @@ def test_table_tells_real_directions_and_encoders_of_one_name_apart():
     assert "| not told |" in silent and "does not say which images" in silent
     held = {**about, "names": ["ct-abdomen-*"], "held_out": ["data/ct-abdomen-02/image"]}
     assert "| labelled |" in table([{**runs[0], "encoder": held}])
+
+
+def test_the_token_decoder_learns_and_takes_the_same_encoders(cache):
+    task = Task("synthetic", "organs", "synthetic-01-0-0", ("synthetic-02-0-0",), ("spleen", "kidney_left"))
+    token = replace(config(task, steps=40, lr=5e-3), decoder="token")
+    first = run(token, cache)
+    assert first["loss"][-1] < 0.8 * first["loss"][0]
+    scratch, loaded = initial_network(token), initial_network(replace(token, row="MAE"), encoder_state())
+    torch.testing.assert_close(loaded.vit.blocks[0].mlp.fc1.weight, encoder_state()["blocks.0.mlp.fc1.weight"])
+    for (name, one), (_, other) in zip(scratch.named_parameters(), loaded.named_parameters()):
+        assert name.startswith("vit.") or torch.equal(one, other)

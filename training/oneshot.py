@@ -107,7 +107,7 @@ def plan(args: argparse.Namespace, rows: Sequence[Row]) -> list[Job]:
 
 def config_of(args: argparse.Namespace, task: Task, row: Row, seed: int, steps: int) -> RunConfig:
     return RunConfig(task, row.name, row.weights, seed, steps, crop=args.crop, crops=args.crops,
-                     feature_size=args.feature_size, variant=args.variant, network=args.network,
+                     decoder=args.decoder, feature_size=args.feature_size, variant=args.variant, network=args.network,
                      window=tuple(args.window), lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
                      precision=args.precision, overlap=args.overlap)
 
@@ -212,6 +212,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[250], help="one or several budgets")
     parser.add_argument("--crop", type=int, default=default["crop"].default, help="voxels")
     parser.add_argument("--crops", type=int, default=default["crops"].default, help="crops a step")
+    parser.add_argument("--decoder", choices=["unetr", "token"], default=default["decoder"].default,
+                        help="unetr as published, or a light one of ours")
     parser.add_argument("--feature-size", type=int, default=default["feature_size"].default)
     parser.add_argument("--variant", default=default["variant"].default, help="encoder")
     parser.add_argument("--network", type=json.loads, default={}, help="JSON of encoder keywords that differ from it")

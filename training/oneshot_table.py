@@ -161,7 +161,9 @@ def _difference(results: list[dict], row: str, other: str) -> str:
 def _settings_sentence(settings: dict, results: list[dict]) -> str:
     spacing = results[0].get("spacing")
     where = f" at {spacing[0]:g} mm" if spacing else ""
-    return (f"UNETR, {settings['variant']}, feature size {settings['feature_size']}; {settings['crops']} "
+    decoder = "our token decoder" if settings.get("decoder") == "token" else (
+        f"UNETR, feature size {settings['feature_size']}")
+    return (f"{decoder}, {settings['variant']}; {settings['crops']} "
             f"crop{'s' if settings['crops'] > 1 else ''} of {settings['crop']}^3{where} a step; AdamW "
             f"{settings['lr']:g}, {settings['precision']}; window {settings['window'][0]:g} to "
             f"{settings['window'][1]:g} HU; sliding window with overlap {settings['overlap']:g}.")
