@@ -32,7 +32,7 @@ _findLibrary()
 
 
 def resource(relative):
-    """Path of a file that ships with the module, in its own Resources or, in the source tree, in those one folder up."""
+    """Path of a file that ships with the module: in its own Resources or, in the source tree, one folder up."""
     candidates = [os.path.join(folder, "Resources", relative) for folder in (FOLDER, os.path.dirname(FOLDER))]
     return next((path for path in candidates if os.path.exists(path)), candidates[0])
 
@@ -47,11 +47,11 @@ class HiEndSeg(ScriptedLoadableModule):
         self.parent.dependencies = ["Segmentations", "Terminologies", "SubjectHierarchy"]
         self.parent.contributors = ["HiEndSeg contributors"]
         self.parent.helpText = _(
-            "<p>Segments organs in CT volumes automatically, on an ordinary computer and without sending data anywhere: "
-            "choose a volume and press Segment.</p><p>For research use; not a medical device.</p>")
+            "<p>Segments organs in CT volumes automatically, on an ordinary computer and without sending data "
+            "anywhere: choose a volume and press Segment.</p><p>For research use; not a medical device.</p>")
         self.parent.acknowledgementText = _(
-            "<p>Built on the published ideas of Hi-End-MAE (Tang et al., arXiv 2502.08347), MaskMed (Xie and Agam, arXiv "
-            "2511.15603) and HER-Seg (Xu et al., arXiv 2504.06205).</p>")
+            "<p>Built on the published ideas of Hi-End-MAE (Tang et al., arXiv 2502.08347), MaskMed (Xie and Agam, "
+            "arXiv 2511.15603) and HER-Seg (Xu et al., arXiv 2504.06205).</p>")
         self.parent.icon = qt.QIcon(resource("Icons/HiEndSeg.svg"))
         # other modules (terminology, sample data) are not there yet
         slicer.app.connect("startupCompleted()", _onStartupCompleted)

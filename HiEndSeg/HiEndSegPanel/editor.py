@@ -61,7 +61,6 @@ class EmbeddedEditor:
         """The module is on screen."""
         if self._open and not self._active:
             self._active = True
-            self._widget.setupViewObservations()
             self._widget.installKeyboardShortcuts()
             self._widget.updateWidgetFromMRML()
 

@@ -22,7 +22,7 @@ TICK = 40
 
 
 class Panel:
-    """ui: the form's widgets. logic: the module's. parent: the module's own widget. resource: paths of shipped files."""
+    """ui: the form's widgets. logic: the module's. parent: the module's widget. resource: paths of shipped files."""
 
     def __init__(self, ui, logic, parent, resource):
         self.ui, self.logic = ui, logic

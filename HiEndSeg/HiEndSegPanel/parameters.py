@@ -1,7 +1,7 @@
-"""What is saved with the scene: volume, region, result, model and structures that were chosen. Typed access to one node.
+"""What is saved with the scene: the volume, region, result, model and structures that were chosen.
 
-Not `slicer.parameterNodeWrapper`: of its connectors none fits a list that is filled at run time, and this class runs
-wherever MRML does, so that what is tested is what runs in Slicer.
+Typed access to one node. Not `slicer.parameterNodeWrapper`: of its connectors none fits a list that is filled at run
+time, and this class runs wherever MRML does, so that what is tested is what runs in Slicer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Text:
 
 
 class SceneParameters:
-    """node: the module's vtkMRMLScriptedModuleNode. only: ids of the checked structures, None for all of the model's."""
+    """node: the module's vtkMRMLScriptedModuleNode. only: ids of the checked structures, None for all."""
 
     volumeID = _Reference("InputVolume")
     roiID = _Reference("Region")

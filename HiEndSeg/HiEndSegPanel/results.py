@@ -49,7 +49,7 @@ class ResultRow:
         rows = [[table.horizontalHeaderItem(column).text() for column in range(table.columnCount)]]
         rows += [[table.item(row, column).text() for column in range(table.columnCount)]
                  for row in range(table.rowCount)]
-        qt.QApplication.clipboard().setText("\n".join("\t".join(row) for row in rows))
+        slicer.app.clipboard().setText("\n".join("\t".join(row) for row in rows))
 
     def show(self):
         state = self.presenter.state

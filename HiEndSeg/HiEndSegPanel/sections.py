@@ -44,10 +44,10 @@ class Sections(VTKObservationMixin):
         self._later.connect("timeout()", self.segment.refresh)
         self.segment.changed.connect(self.onChanged)
         scene = slicer.mrmlScene
-        for event, method in ((scene.StartCloseEvent, self.onSceneStartClose), (scene.EndCloseEvent, self.onSceneEndClose),
-                              (scene.EndImportEvent, self.onSceneEndImport),
-                              (scene.NodeRemovedEvent, self.onNodeRemoved)):
-            self.addObserver(scene, event, method)
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
 
     @property
     def busy(self):

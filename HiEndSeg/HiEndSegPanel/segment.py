@@ -11,8 +11,19 @@ from slicer.i18n import tr as _
 from .widgets import ButtonRow, QuestionBox, fillRows, fitHeight, setText, swatch, warningPixmap
 
 
+def fitRegion(roi, volume):
+    """Give a region that was just created, and has no extent yet, the volume's: its sides are then dragged inward."""
+    if roi is None or volume is None or max(roi.GetSize()) > 0:
+        return
+    bounds = [0.0] * 6
+    volume.GetRASBounds(bounds)                 # in the world, whatever transform the volume lies under
+    roi.SetCenterWorld([(bounds[2 * axis] + bounds[2 * axis + 1]) / 2 for axis in range(3)])
+    roi.SetSizeWorld([bounds[2 * axis + 1] - bounds[2 * axis] for axis in range(3)])
+    roi.CreateDefaultDisplayNodes()
+
+
 class SegmentSection:
-    """ui: the form's widgets. act(action): what an offer's button does that this section cannot (\"setup\" and so on)."""
+    """ui: the form's widgets. act(action): what the button of an offer does, by the offer's action."""
 
     def __init__(self, ui, presenter, act):
         self.ui, self.presenter, self._act = ui, presenter, act
@@ -53,6 +64,7 @@ class SegmentSection:
 
     def onRegion(self, node=None):
         if not self._writing:
+            fitRegion(node, self.ui.volumeSelector.currentNode())
             self.presenter.set_roi(node)
 
     def onOutput(self, node=None):
@@ -104,7 +116,8 @@ class SegmentSection:
                 return before is None or any(getattr(state, n) != getattr(before, n) for n in names)
 
             self._showProgress(state)
-            if differs("volume_id", "roi_id", "output_id", "volume_sentence", "volume_warning", "roi_sentence", "phase"):
+            if differs("volume_id", "roi_id", "output_id", "volume_sentence", "volume_warning", "roi_sentence",
+                       "phase"):
                 self._showInputs(state)
             if differs("models", "model_id", "model_sentence", "model_filter"):
                 self._showModels(state)

@@ -47,7 +47,7 @@ class SetupPage:
 
     def copyReport(self):
         """Onto the clipboard; the status line says so, where there is one."""
-        qt.QApplication.clipboard().setText(self._report())
+        slicer.app.clipboard().setText(self._report())
         slicer.util.showStatusMessage(_("The report is on the clipboard; it names no patient and no folder."), 5000)
 
     def show(self):

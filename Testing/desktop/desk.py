@@ -11,7 +11,7 @@ MODULE = Path(__file__).resolve().parents[2] / "HiEndSeg" / "HiEndSeg.py"
 
 
 class Desk:
-    """One Slicer with the module open. pictures: a folder for screenshots, or None. patience: seconds for a whole run."""
+    """One Slicer with the module open. pictures: a folder for screenshots, or None. patience: seconds for a run."""
 
     patience, longest = 120.0, 0.0
 
@@ -56,6 +56,7 @@ class Desk:
     def begin(self):
         """An entered panel on an empty scene, nothing running, nothing remembered of an earlier result."""
         self.scene.Clear(0)
+        self.longest = 0.0
         self.enter()
         if self.panel.sections is not None:
             self.segment.set_device("cpu")
@@ -71,9 +72,9 @@ class Desk:
         self.scene.Clear(0)
 
     def until(self, condition, seconds=None):
-        """Let the application work until `condition()` holds; whether it came to that. How long one turn took at most
-        is kept in `longest`: slices can be scrolled in between."""
-        deadline, self.longest = time.monotonic() + (seconds or self.patience), 0.0
+        """Let the application work until `condition()` holds; whether it came to that. How long a turn took at most
+        since `begin()` is kept in `longest`: slices can be scrolled in between."""
+        deadline = time.monotonic() + (seconds or self.patience)
         while not condition():
             if time.monotonic() > deadline:
                 return False

@@ -169,8 +169,8 @@ def test_a_form_with_a_mistake_is_refused(slicerApp, tmp_path):
     import slicer
 
     form = """<ui version="4.0"><class>F</class><widget class="qMRMLWidget" name="F"><layout class="QVBoxLayout">
-      <item><widget class="qMRMLNodeComboBox" name="box"><property name="{property}"><bool>true</bool></property></widget>
-      </item></layout></widget><connections><connection><sender>F</sender>
+      <item><widget class="qMRMLNodeComboBox" name="box"><property name="{property}"><bool>true</bool></property>
+      </widget></item></layout></widget><connections><connection><sender>F</sender>
       <signal>mrmlSceneChanged(vtkMRMLScene*)</signal><receiver>{receiver}</receiver>
       <slot>setMRMLScene(vtkMRMLScene*)</slot></connection></connections></ui>"""
     path = tmp_path / "form.ui"

@@ -48,8 +48,8 @@ def test_without_a_volume_the_button_says_what_to_do(desk, engine):
 def test_every_control_says_what_it_is_for(desk):
     import qt
 
-    kinds = (qt.QAbstractButton, qt.QComboBox, qt.QListWidget, qt.QLineEdit, qt.QTableWidget, mrml_widgets.qMRMLNodeComboBox,
-             qt.QPlainTextEdit, qt.QTreeWidget, qt.QProgressBar)
+    kinds = (qt.QAbstractButton, qt.QComboBox, qt.QListWidget, qt.QLineEdit, qt.QTableWidget, qt.QPlainTextEdit,
+             qt.QTreeWidget, qt.QProgressBar, mrml_widgets.qMRMLNodeComboBox)
     named = [w for w in vars(desk.ui).values() if isinstance(w, kinds) and not w.name.startswith("qt_")]
     assert len(named) > 30
     assert [w.name for w in named if not w.toolTip] == []
@@ -99,6 +99,13 @@ def test_a_region_is_used_and_watched(desk, volume):
     assert desk.ui.runButton.enabled is False
     desk.scene.RemoveNode(roi)
     assert desk.state.roi_id is None and desk.ui.roiSentence.visible is False
+
+
+def test_a_new_region_is_as_large_as_the_volume(desk, volume):
+    desk.choose(volume)
+    roi = desk.ui.roiSelector.addNode()         # what "Create new" in the box does
+    assert desk.state.roi_id == roi.GetID() and desk.ui.runButton.enabled
+    assert desk.ui.roiSentence.text == "Only inside the region of interest (96 x 90 x 40 mm)."
 
 
 def test_a_transform_set_later_is_noticed(desk, volume):

@@ -163,12 +163,14 @@ def test_opening_the_module_imports_nothing_heavy(slicerApp, tmp_path):
     import subprocess
     from pathlib import Path
 
+    from desk import MODULE
+
     here = Path(__file__).resolve().parent
     code = (f"import sys; sys.path.insert(0, {str(here)!r}); import time, double; from pathlib import Path\n"
             f"double.start(Path({str(tmp_path)!r}))\n"
             "from double import scripted\n"
             "before = set(sys.modules); began = time.process_time()\n"
-            f"module = scripted.qSlicerScriptedLoadableModule({str(here.parents[1] / 'HiEndSeg/HiEndSeg.py')!r}).start()\n"
+            f"module = scripted.qSlicerScriptedLoadableModule({str(MODULE)!r}).start()\n"
             "took = time.process_time() - began\n"
             "ours = {name.split('.')[0] for name in set(sys.modules) - before}\n"
             "assert ours == {'HiEndSeg'}, ours\n"

@@ -137,8 +137,8 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             return False
         if not self.showChildNodeTypes and node.GetClassName() not in self.nodeTypes:
             return False
-        return all(not node.IsA(kind) or (node.GetAttribute(name) is not None and value in (None, node.GetAttribute(name)))
-                   for kind, name, value in self._attributes)
+        wanted = [(node.GetAttribute(name), value) for kind, name, value in self._attributes if node.IsA(kind)]
+        return all(has is not None and value in (None, has) for has, value in wanted)
 
     def _rebuild(self):
         if not hasattr(self, "_box"):

@@ -184,7 +184,7 @@ class _Receiver(QtCore.QObject):
 
 def _children(original):
     def children(self):
-        """A tuple that also holds PythonQt's own receiver object, as there; it has none itself (walks would not end)."""
+        """A tuple that also holds PythonQt's own receiver object; that has none itself, or walks would not end."""
         return original(self) if isinstance(self, _Receiver) else (*original(self), _Receiver())
     return children
 

@@ -137,9 +137,6 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def uninstallKeyboardShortcuts(self):
         self._shortcuts = False
 
-    def setupViewObservations(self):
-        self._observed = True
-
     def removeViewObservations(self):
         self._observed = False
 
