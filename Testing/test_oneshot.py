@@ -356,7 +356,7 @@ def test_table_against_hand_numbers():
     saw = "pre-training saw the images (never the labels) of"
     assert (f"MAE: Tiny encoder (500 steps at 1.5 mm on 3 volumes); here the voxels are 3 mm; {saw} 1 of 2 labelled "
             f"cases (synthetic-01-0-0); {saw} 0 of 1 scored cases, and other images of 1 of the scored maps.") in text
-    assert "3 labelled organ maps, 1 scored ones" in text
+    assert "3 labelled organ maps, 1 scored;" in text
 
 
 def test_table_tells_real_directions_and_encoders_of_one_name_apart():
@@ -365,7 +365,7 @@ def test_table_tells_real_directions_and_encoders_of_one_name_apart():
                    scored=("ct-abdomen-02",), weights=weights) for seed, weights in ((0, "aaaaaaaa"), (0, "bbbbbbbb"))]
     text = table(runs)
     assert "| ct-abdomen-01 | ct-abdomen-02 | 10 | MAE aaaaaa | 1 | 0.500 | labelled |" in text
-    assert "MAE bbbbbb" in text and "(better in 0 of 1)" in text and "1 labelled cases in all" in text
+    assert "MAE bbbbbb" in text and "(better in 0 of 1)" in text and "1 labelled case in all" in text
     silent = table([{**runs[0], "encoder": {**about, "names": []}}])
     assert "| not told |" in silent and "does not say which images" in silent
     held = {**about, "names": ["ct-abdomen-*"], "held_out": ["data/ct-abdomen-02/image"]}

@@ -116,7 +116,7 @@ class RunConfig:
 def initial_network(config: RunConfig, weights: Mapping[str, Tensor] | None = None) -> UNETR12 | TokenUNETR:
     """The network a run starts with; `weights`: an encoder's tensors under `VisionTransformer3D` names.
 
-    The token decoder keeps the encoder as it is in pre-training, positions included.
+    The token decoder keeps the encoder as it is in pre-training, positions included; its scratch starts as random does.
 
     UNETR trains its position table. With an encoder it starts as the fixed table of the crop's own token grid, at
     integer coordinates, whatever grid the pre-training had: neighbours keep the distance that the encoder knows.

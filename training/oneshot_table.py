@@ -180,13 +180,13 @@ def notes(results: Sequence[dict]) -> str:
     if real:
         cases = sorted({name for r in real for name in _cases(r)})
         labelled = {r["config"]["task"]["labelled"] for r in real}
-        lines.append(f"Real: {len(labelled)} labelled cases in all, so the spread over cases is hardly known. Labels: "
+        lines.append(f"Real: {_count(len(labelled), 'labelled case')} in all, so the spread over cases is hardly known. Labels: "
                      + "; ".join(f"{name} {LABELS_FROM.get(name, 'of unknown origin')}" for name in cases)
                      + ". Dice on the lattice of the prepared cases, not of the scans.")
     if synthetic:
         labelled = {map_of(r["config"]["task"]["labelled"]) for r in synthetic}
         scored = {map_of(name) for r in synthetic for name in r["config"]["task"]["scored"]}
-        lines.append(f"Synthetic: {len(labelled)} labelled organ maps, {len(scored)} scored ones; a labelled map is "
+        lines.append(f"Synthetic: {_count(len(labelled), 'labelled organ map')}, {len(scored)} scored; a labelled map is "
                      "never scored on images of its own. Organ shapes are drawn by experts, images and everything "
                      "around the organs are invented, partly from one volume that all images share: this shows "
                      "how fast an encoder adapts to organs in such images, not how it fares in patients.")
@@ -290,6 +290,10 @@ def _title(result: dict) -> str:
 def _pm(mean: float, spread: float | None, *, sign: bool = False) -> str:
     text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
     return text if spread is None or math.isnan(spread) else f"{text} ± {spread:.3f}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _header(cells: Sequence[object]) -> list[str]:
