@@ -180,16 +180,16 @@ def notes(results: Sequence[dict]) -> str:
     if real:
         cases = sorted({name for r in real for name in _cases(r)})
         labelled = {r["config"]["task"]["labelled"] for r in real}
-        lines.append(f"Real: {_count(len(labelled), 'labelled case')} in all, so the spread over cases is hardly known. Labels: "
-                     + "; ".join(f"{name} {LABELS_FROM.get(name, 'of unknown origin')}" for name in cases)
-                     + ". Dice on the lattice of the prepared cases, not of the scans.")
+        told = "; ".join(f"{name} {LABELS_FROM.get(name, 'of unknown origin')}" for name in cases)
+        lines.append(f"Real: {_count(len(labelled), 'labelled case')} in all, so the spread over cases is hardly "
+                     f"known. Labels: {told}. Dice on the lattice of the prepared cases, not of the scans.")
     if synthetic:
         labelled = {map_of(r["config"]["task"]["labelled"]) for r in synthetic}
         scored = {map_of(name) for r in synthetic for name in r["config"]["task"]["scored"]}
-        lines.append(f"Synthetic: {_count(len(labelled), 'labelled organ map')}, {len(scored)} scored; a labelled map is "
-                     "never scored on images of its own. Organ shapes are drawn by experts, images and everything "
-                     "around the organs are invented, partly from one volume that all images share: this shows "
-                     "how fast an encoder adapts to organs in such images, not how it fares in patients.")
+        lines.append(f"Synthetic: {_count(len(labelled), 'labelled organ map')}, {len(scored)} scored; a labelled map "
+                     "is never scored on images of its own. Organ shapes are drawn by experts, images and all around "
+                     "the organs are invented, partly from one volume that all images share: this shows how fast an "
+                     "encoder adapts to organs in such images, not how it fares in patients.")
     for row in rows_of(results):
         runs = [r for r in results if row_of(r) == row]
         lines.append(_encoder_note(row, runs))
