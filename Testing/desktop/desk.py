@@ -72,15 +72,18 @@ class Desk:
         self.scene.Clear(0)
 
     def until(self, condition, seconds=None):
-        """Let the application work until `condition()` holds; whether it came to that. How long a turn took at most
-        since `begin()` is kept in `longest`: slices can be scrolled in between."""
+        """Let the application work until `condition()` holds; whether it came to that.
+
+        How long (of this processor's time) a turn took at most since `begin()` is kept in `longest`: slices can be
+        scrolled in between.
+        """
         deadline = time.monotonic() + (seconds or self.patience)
         while not condition():
             if time.monotonic() > deadline:
                 return False
-            began = time.monotonic()
+            began = time.process_time()
             self.app.processEvents()
-            self.longest = max(self.longest, time.monotonic() - began)
+            self.longest = max(self.longest, time.process_time() - began)
             time.sleep(0.005)
         return True
 
