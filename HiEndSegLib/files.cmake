@@ -81,6 +81,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/position.py
   HiEndSegLib/networks/pyramid.py
   HiEndSegLib/networks/resize.py
+  HiEndSegLib/networks/token_unetr.py
   HiEndSegLib/networks/unetr.py
   HiEndSegLib/networks/vit.py
   HiEndSegLib/operations/__init__.py
@@ -120,6 +121,10 @@ set(HIENDSEG_LIBRARY_SCRIPTS
 )
 
 set(HIENDSEG_LIBRARY_RESOURCES
+  Resources/Encoders/torso-ct-tiny-encoder/description.json
+  Resources/Encoders/torso-ct-tiny-encoder/encoder.safetensors
+  Resources/Encoders/torso-ct-tiny-encoder/loss_curve.png
+  Resources/Encoders/torso-ct-tiny-encoder/reconstructions.png
   Resources/Models/torso-ct-tiny/card.json
   Resources/Models/torso-ct-tiny/weights.safetensors
   Resources/Sample/README.md
