@@ -18,7 +18,13 @@ def start(folder):
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
     os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
     os.environ.setdefault("LC_ALL", "C.UTF-8")       # Qt prints a warning about every other non-UTF-8 locale
-    import slicer                                    # first: it imports what lies beside it
+    import PySide6
+    import slicer                                    # before the rest: it imports what lies beside it
+
+    found = tuple(int(part) for part in PySide6.__version__.split(".")[:2])
+    if not (6, 9) <= found < (6, 12):
+        raise RuntimeError(f"PySide6 {PySide6.__version__} does not carry the stand-in; install "
+                           "'PySide6-Essentials>=6.9,<6.12'.")
 
     from . import application, ctk_module, dialogs, mrml_widgets, packages, pythonqt, qt_module, scripted
     from . import segmentation_widgets
