@@ -87,7 +87,7 @@ def test_command_writes_table_numbers_and_figure(volume, tmp_path, capsys, encod
     out = tmp_path / "out"
     assert representation.main(arguments(volume, out, "--rows", "random", f"MAE={encoder_folder}")) == 0
     printed = capsys.readouterr().out
-    assert "| layer | random | MAE |" in printed and (out / "representation.md").read_text() == printed
+    assert "| layer | random | MAE |" in printed and (out / "representation.md").read_text(encoding="utf-8") == printed
     assert "MAE: pre-training saw ct-abdomen-02." in printed and "MAE: pre-trained at 1.5 mm." in printed
     numbers = json.loads((out / "representation.json").read_text())
     assert [row["row"] for row in numbers["rows"]] == ["random", "MAE"]

@@ -83,7 +83,7 @@ def structure_of(name: str) -> str:
 
 
 def _legend(path: Path) -> dict[int, str]:
-    return {int(value): name for value, name in json.loads(path.read_text()).items()}
+    return {int(value): name for value, name in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def bits_of(labels: np.ndarray, meaning: dict[int, np.uint32]) -> np.ndarray:

@@ -56,7 +56,7 @@ class Score:
 def _truth(folder: Path) -> tuple[np.ndarray, dict[str, list[int]], dict[str, tuple[str, ...]]]:
     """Label array (RAS+ axes), the values of each structure that can be scored, and which of ours each one covers."""
     stem = "labels_auto" if (folder / "labels_auto.nii.gz").is_file() else "labels"
-    legend = {int(v): n for v, n in json.loads((folder / f"{stem}.json").read_text()).items()}
+    legend = {int(v): n for v, n in json.loads((folder / f"{stem}.json").read_text(encoding="utf-8")).items()}
     values: dict[str, list[int]] = {}
     covers: dict[str, tuple[str, ...]] = {}
     for value, name in legend.items():

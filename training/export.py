@@ -24,7 +24,7 @@ from .structures import card_labels
 
 def export(run: Path, folder: Path, about: dict, *, overlap: float = 0.5) -> ModelCard:
     """Write `folder` (card.json and weights.safetensors) from RUN/last.pt. Returns the card as written."""
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     state = torch.load(run / "last.pt", weights_only=True, map_location="cpu")
     network = build_network(config["network"])
     network.load_state_dict(state["average"])

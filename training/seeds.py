@@ -37,7 +37,7 @@ _OPENING = {False: ndi.generate_binary_structure(3, 1), True: (_GRID ** 2).sum(0
 def marked(name: str) -> dict | None:
     """What was marked in this case: {"shape", "seeds": {structure: [[k, i, j, r], ...]}, "partial": [structure, ...],
     "rough": [structure, ...], "reach": {structure: voxels}}; None where nothing was."""
-    return json.loads(SEEDS.read_text()).get(name)
+    return json.loads(SEEDS.read_text(encoding="utf-8")).get(name)
 
 
 def _balls(shape: tuple[int, ...], balls: list[list[float]]) -> np.ndarray:

@@ -90,7 +90,8 @@ def train(args: argparse.Namespace) -> None:
     elif args.encoder:
         print(apply_encoder(network.encoder.vit, load_encoder_weights(args.encoder)), flush=True)
         average = Average(network, args.ema)
-    (run / "config.json").write_text(json.dumps({"network": config, "windows": WINDOWS, "args": vars(args)}, indent=1, default=str))
+    words = {"network": config, "windows": WINDOWS, "args": vars(args)}
+    (run / "config.json").write_text(json.dumps(words, indent=1, default=str), encoding="utf-8")
     sampler = TileSampler(cases, WINDOWS, seed=args.seed + step)
     print(f"{len(cases)} cases, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, "
           f"step {step}, {used / 60:.0f} of {args.minutes:.0f} min used", flush=True)

@@ -54,7 +54,7 @@ def survey(data: Path, out: Path, *, model: str | None = None, device: str = "au
             row["error"] = error.sentence
         rows.append(row)
         print(json.dumps(row), flush=True)
-        (out / "survey.json").write_text(json.dumps(rows, indent=1))
+        (out / "survey.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return rows
 
 
@@ -95,7 +95,8 @@ def put_scores(rows: list[dict], about: Path) -> None:
     scores = [{"case": s["case"], "structure": s["structure"], "dice": round(s["dice"], 3),
                "trained_on": s["trained_on"], "note": s["note"]} for row in rows for s in row.get("scores", ())]
     with atomic_target(about) as temporary:
-        Path(temporary).write_text(json.dumps({**json.loads(about.read_text()), "scores": scores}, indent=1) + "\n")
+        words = {**json.loads(about.read_text(encoding="utf-8")), "scores": scores}
+        Path(temporary).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def hull(mask: np.ndarray) -> np.ndarray:
 def load_template(data_folder: Path) -> Template:
     """Reads the labelled abdomen from the data folder."""
     folder = Path(data_folder) / TEMPLATE_CASE
-    names = {int(v): n for v, n in json.loads((folder / "labels.json").read_text()).items()}
+    names = {int(v): n for v, n in json.loads((folder / "labels.json").read_text(encoding="utf-8")).items()}
     table = np.zeros(256, np.uint8)
     for value, name in names.items():
         table[value] = fine_code(name)
