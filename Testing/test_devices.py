@@ -119,8 +119,19 @@ class Timed(BandNetwork):
         return super().scores(x)
 
 
+class WholeTiles(Timed):
+    """Takes one size only."""
+
+    def scores(self, x):
+        if x.shape[-1] != 8:
+            raise ValueError("this network takes 8 voxels")
+        return super().scores(x)
+
+
 def test_half_precision_on_the_cpu_only_where_it_pays(monkeypatch):
-    tile = torch.rand(1, 1, 8, 8, 8)
+    def tile():
+        return torch.rand(1, 1, 8, 8, 8)
+
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
     network = Timed(slow_half=False)
     assert not half_pays_on_cpu(network, tile) and not network.calls
@@ -128,3 +139,5 @@ def test_half_precision_on_the_cpu_only_where_it_pays(monkeypatch):
     assert half_pays_on_cpu(network, tile) and len(network.calls) == 5
     assert half_pays_on_cpu(network, tile) and len(network.calls) == 5      # asked once
     assert not half_pays_on_cpu(Timed(slow_half=True), tile)
+    whole = WholeTiles(slow_half=False)
+    assert half_pays_on_cpu(whole, tile) and len(whole.calls) == 5
