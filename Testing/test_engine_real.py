@@ -17,6 +17,7 @@ from HiEndSegLib.engine.local import LocalEngine
 from HiEndSegLib.errors import EngineError, ModelError, OptionError
 from HiEndSegLib.geometry.volume import Volume
 from HiEndSegLib.models.registry import USER_FOLDER_VARIABLE, Registry
+from HiEndSegLib.operations.devices import probe_devices
 
 NETWORK = {"kind": "pointwise", "num_classes": 3, "in_channels": 1, "img_size": 48, "mask_dim": 4, "taps": [0],
            "vit": {"name": "vit_tiny_12p", "embed_dim": 24, "depth": 2, "num_heads": 2}, "channels": [8, 8, 16],
@@ -118,6 +119,7 @@ def test_only_and_roi_reach_the_operation(client):
 
 def test_plan_and_doctor(client):
     volume = phantom()
+    probe_devices.cache_clear()                     # another test may have looked with another number of threads
     plan = client.plan(volume, model="tiny", device="cpu")
     with LocalEngine() as local:
         here = local.plan(volume, model="tiny", device="cpu")
