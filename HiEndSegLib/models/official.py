@@ -290,7 +290,8 @@ def _load(network: nn.Module, mapped: dict[str, Tensor], name: str, set_aside: I
     for key, value in fitting.items():
         if value.shape != target[key].shape:
             raise ModelError(f"{key} has the shape {tuple(value.shape)} in the checkpoint and "
-                             f"{tuple(target[key].shape)} in {name}; build the network with the sizes the checkpoint was trained with.")
+                             f"{tuple(target[key].shape)} in {name}; build the network with the sizes "
+                             "the checkpoint was trained with.")
     if assign:
         fitting = {key: value.to(target[key].dtype).contiguous() for key, value in fitting.items()}
     network.load_state_dict(fitting, strict=False, assign=assign)

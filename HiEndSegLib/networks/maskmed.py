@@ -12,7 +12,6 @@ so a convolutional pyramid (ours) supplies the finer levels. Which parts are who
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .deformable import FSADTransformer
@@ -29,8 +28,9 @@ SLAB = 4
 class PyramidEncoder(nn.Module):
     """ViT and pyramid side by side, refined by FSAD; everything a head needs.
 
-    vit: a name of VIT_VARIANTS, or a dict with `name` and the VisionTransformer3D keywords that differ from it. The ViT sees the first input channel only,
-    so that encoders pretrained on one window fit. taps: block outputs that join the last one (arXiv 2502.08347, 3.3).
+    vit: a name of VIT_VARIANTS, or a dict with `name` and the VisionTransformer3D keywords that differ from it. The ViT
+    sees the first input channel only, so that encoders pretrained on one window fit. taps: block outputs that join the
+    last one (arXiv 2502.08347, 3.3).
     finest_value_stride: finest level FSAD samples (1 is the paper's full resolution; 2 and 4 are lighter).
     """
 

@@ -11,7 +11,6 @@ Our own design; no part of the three papers.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 

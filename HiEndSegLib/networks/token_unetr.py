@@ -1,10 +1,10 @@
 """A UNETR whose work stays in the tokens: the light decoder to compare encoders with on a small machine.
 
 UNETR (arXiv 2103.10504; patch 12 as in arXiv 2502.08347) spends nearly all of its time in convolutions at full
-resolution, whatever the encoder: 0.4 s of a training step on a 48^3 crop and one CPU core, with 8 features. Here the same
-skips, block outputs 3, 6, 9 and the normalised last one, meet on token-sized maps only (grid, 2x and 4x grid), and the
-last map's voxels are opened into their p / 4 cubed image voxels by a sub-pixel layer (arXiv 1609.05158) beside the image
-itself, folded in the same way. Ours; no part of the papers.
+resolution, whatever the encoder: 0.4 s of a training step on a 48^3 crop and one CPU core, with 8 features. Here the
+same skips, block outputs 3, 6, 9 and the normalised last one, meet on token-sized maps only (1, 2 and 4 times the token
+grid), and a voxel of the last map is opened into its (p / 4)^3 image voxels by a sub-pixel layer (arXiv 1609.05158)
+beside the image itself, folded in the same way. Ours; no part of the papers.
 """
 
 from __future__ import annotations
