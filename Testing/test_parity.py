@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity_helpers import judge
 
 from HiEndSegLib.networks.position import sincos_position_3d
 from HiEndSegLib.networks.unetr import UNETR12
@@ -49,14 +50,6 @@ def copy(value):
     if isinstance(value, dict):
         return {key: copy(part) for key, part in value.items()}
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def judge(tmp_path: Path, capsys, recording: dict, *arguments: str) -> tuple[int, list[str], str]:
-    path = tmp_path / "recording.pt"
-    torch.save(recording, path)
-    code = main([str(path), *arguments])
-    printed = capsys.readouterr()
-    return code, printed.out.splitlines(), printed.err
 
 
 def test_every_recorded_tensor_gets_a_line(tmp_path, capsys, a_recording):

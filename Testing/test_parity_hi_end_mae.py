@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
+from parity_helpers import judge
 
 from HiEndSegLib.networks.effective_rank import effective_rank
 from HiEndSegLib.networks.hi_end_mae import HiEndMAE
-from training.parity.__main__ import main
 
 CONFIG = {"img_size": 24, "patch_size": 8, "in_chans": 1, "embed_dim": 24, "depth": 5, "num_heads": 3,
           "decoder_embed_dim": 12, "decoder_num_heads": 2, "decoder_self_depth": 2, "decoder_cross_depth": 3,
@@ -62,14 +61,6 @@ def record(**changes) -> dict:
 @pytest.fixture(scope="module")
 def a_recording() -> dict:
     return record()
-
-
-def judge(tmp_path: Path, capsys, recording: dict, *arguments: str) -> tuple[int, list[str], str]:
-    path = tmp_path / "recording.pt"
-    torch.save(recording, path)
-    code = main([str(path), *arguments])
-    printed = capsys.readouterr()
-    return code, printed.out.splitlines(), printed.err
 
 
 def test_every_recorded_tensor_gets_a_line(tmp_path, capsys, a_recording):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pyramid import depth_to_space
 from .resize import along_axes, linear_weights
 
 
@@ -40,18 +41,15 @@ class MaskFeatures:
 
     def __init__(self, layer: FullResolution, coarse: Tensor):
         self._coarse = coarse
+        self._out_channels = layer.out_channels
         # In the map's precision: parts are asked for after autocast has ended, too.
-        smooth_weight, smooth_bias, detail_weight, detail_bias = (
-            p.to(coarse.dtype) for layer in (layer.smooth, layer.detail) for p in (layer.weight.flatten(1), layer.bias))
-        self._smooth_weight, self._smooth_bias = smooth_weight, smooth_bias
-        d = layer.out_channels
-        # (8, d, C): one pointwise layer per position within the 2x2x2 block, k fastest.
-        self._detail_weight = detail_weight.unflatten(0, (d, 8)).transpose(0, 1)
-        self._detail_bias = detail_bias.unflatten(0, (d, 8)).transpose(0, 1)
+        self._smooth, self._detail = (
+            tuple(p.to(coarse.dtype) for p in (part.weight.flatten(1), part.bias))
+            for part in (layer.smooth, layer.detail))
 
     @property
     def channels(self) -> int:
-        return self._smooth_weight.shape[0]
+        return self._out_channels
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -65,20 +63,15 @@ class MaskFeatures:
         """Layers [2 first, 2 last) along i: (B, d, 2 (last - first), J, K)."""
         size = self._coarse.shape[2:]
         low, high = max(first - 1, 0), min(last + 1, size[0])
-        smooth = _pointwise(self._coarse[:, :, low:high], self._smooth_weight, self._smooth_bias)
+        smooth = _pointwise(self._coarse[:, :, low:high], *self._smooth)
         rows = linear_weights(size[0], 2 * size[0])[2 * first:2 * last, low:high]
         smooth = along_axes(smooth, (rows, *(linear_weights(n, 2 * n) for n in size[1:])))
-        # Order of the layer's outputs here: k parity slowest of all is what lets the last copy write whole pairs.
-        weight, bias = self._detail_weight.flatten(0, 1), self._detail_bias.flatten()
-        detail = _pointwise(self._coarse[:, :, first:last], weight, bias)
-        b, _, i, j, k = detail.shape
-        detail = detail.reshape(b, 2, 2, 2, -1, i, j, k).permute(0, 4, 5, 1, 6, 2, 7, 3)
-        return smooth + detail.reshape(smooth.shape)
+        return smooth + depth_to_space(_pointwise(self._coarse[:, :, first:last], *self._detail))
 
     def at(self, i: Tensor, j: Tensor, k: Tensor) -> Tensor:
         """Features on the sublattice of full-resolution indices i x j x k, (B, d, len(i), len(j), len(k))."""
         size = self._coarse.shape[2:]
-        smooth = _pointwise(self._coarse, self._smooth_weight, self._smooth_bias)
+        smooth = _pointwise(self._coarse, *self._smooth)
         smooth = along_axes(smooth, [linear_weights(n, 2 * n)[index.cpu()] for n, index in zip(size, (i, j, k))])
         # Within one parity of each axis the detail is one pointwise layer: sort by parity, join, sort back.
         orders = [torch.cat([torch.nonzero(index % 2 == parity)[:, 0] for parity in (0, 1)]) for index in (i, j, k)]
@@ -93,24 +86,28 @@ class MaskFeatures:
 
     def _by_parity(self, x: Tensor, evens: list[int], axis: int, position: int) -> Tensor:
         if axis == 3:
-            return _pointwise(x, self._detail_weight[position], self._detail_bias[position])
+            weight, bias = self._detail_by_position()
+            return _pointwise(x, weight[position], bias[position])
         even, odd = x.split([evens[axis], x.shape[2 + axis] - evens[axis]], 2 + axis)
         return torch.cat([self._by_parity(even, evens, axis + 1, 2 * position),
                           self._by_parity(odd, evens, axis + 1, 2 * position + 1)], 2 + axis)
+
+    def _detail_by_position(self) -> tuple[Tensor, Tensor]:
+        """Views (8, d, C) and (8, d): one pointwise layer per position within the 2x2x2 block, k fastest."""
+        return tuple(p.unflatten(0, (self._out_channels, 8)).transpose(0, 1) for p in self._detail)
 
     @torch.no_grad()
     def pooled(self, size: tuple[int, int, int]) -> Tensor:
         """Averages of the full features over the blocks of a coarser lattice, (B, d, *size); no gradient."""
         x = self._coarse.detach()
-        factor = [n // s for n, s in zip(x.shape[2:], size)]
-        if any(n != s * f for n, s, f in zip(x.shape[2:], size, factor)):
+        if any(n % s for n, s in zip(x.shape[2:], size)):
             return F.adaptive_avg_pool3d(self.full().float(), size)
         # The mean over a block commutes with the pointwise layers, so the map is pooled before them. For the smooth
         # part the mean of both fine samples of a coarse voxel is itself a row of weights.
         pool = [_mean_rows(n, s) for n, s in zip(x.shape[2:], size)]
         blur = [m @ _mean_rows(2 * n, n) @ linear_weights(n, 2 * n) for m, n in zip(pool, x.shape[2:])]
-        smooth = _pointwise(along_axes(x, blur), self._smooth_weight, self._smooth_bias)
-        detail = _pointwise(along_axes(x, pool), self._detail_weight.mean(0), self._detail_bias.mean(0))
+        smooth = _pointwise(along_axes(x, blur), *self._smooth)
+        detail = _pointwise(along_axes(x, pool), *(p.mean(0) for p in self._detail_by_position()))
         return smooth + detail
 
 
