@@ -6,7 +6,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .widgets import QuestionBox, setText
+from .widgets import Connections, QuestionBox, setText
 
 
 class ModelsSection:
@@ -16,18 +16,16 @@ class ModelsSection:
         self.ui, self.presenter, self._chosen = ui, presenter, chosen
         self._question = QuestionBox(ui.modelsQuestionBox, ui.modelsQuestionText, ui.modelsQuestionButtonsLayout,
                                      presenter.answer)
-        self._connections = ((ui.addFileButton, self.onAddFile), (ui.addFolderButton, self.onAddFolder),
-                             (ui.verifyButton, self.onVerify), (ui.openFolderButton, self.onOpenFolder),
-                             (ui.deleteButton, self.onDelete))
-        for button, slot in self._connections:
-            button.connect("clicked()", slot)
+        buttons = ((ui.addFileButton, self.onAddFile), (ui.addFolderButton, self.onAddFolder),
+                   (ui.verifyButton, self.onVerify), (ui.openFolderButton, self.onOpenFolder),
+                   (ui.deleteButton, self.onDelete))
+        self._buttons, self._connections = [button for button, _slot in buttons], Connections(*buttons)
         presenter.changed.connect(self.show)
         self.show()
 
     def close(self):
         self.presenter.changed.disconnect(self.show)
-        for button, slot in self._connections:
-            button.disconnect("clicked()", slot)
+        self._connections.close()
         self._question.clear()
 
     def onAddFile(self):
@@ -56,7 +54,7 @@ class ModelsSection:
 
     def show(self):
         state, ui = self.presenter.state, self.ui
-        for button, _slot in self._connections:
+        for button in self._buttons:
             button.setEnabled(not state.busy)
         setText(ui.modelsSentence, state.headline)
         setText(ui.modelProblems, "\n".join(state.problems))

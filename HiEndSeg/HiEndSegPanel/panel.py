@@ -16,6 +16,7 @@ from slicer.i18n import tr as _
 from . import machine
 from .settings import Settings
 from .setup import SetupPage
+from .widgets import Connections
 
 #: Milliseconds between two looks at the engine.
 TICK = 40
@@ -38,10 +39,8 @@ class Panel:
         self.setup.changed.connect(self.showPages)
         self.setup.done.connect(self.onInstalled)
         self.setupPage = SetupPage(ui, self.setup, installer, self.onSetupLeft, self.report)
-        self._connections = ((ui.showSetupButton, self.onSetupAsked), (ui.reportButton, self.setupPage.copyReport),
-                             (ui.sampleButton, self.onSample))
-        for button, slot in self._connections:
-            button.connect("clicked()", slot)
+        self._connections = Connections((ui.showSetupButton, self.onSetupAsked), (ui.sampleButton, self.onSample),
+                                        (ui.reportButton, self.setupPage.copyReport))
         self._timer = qt.QTimer(parent)
         self._timer.setInterval(TICK)
         self._timer.connect("timeout()", self.tick)
@@ -140,5 +139,4 @@ class Panel:
 
     def _disconnect(self):
         self._timer.disconnect("timeout()", self.tick)
-        for button, slot in self._connections:
-            button.disconnect("clicked()", slot)
+        self._connections.close()

@@ -6,6 +6,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from .widgets import Connections
+
 #: Rows of the table that are seen without scrolling.
 MOST_ROWS = 9
 
@@ -16,18 +18,15 @@ class ResultRow:
     def __init__(self, ui, presenter, editor):
         self.ui, self.presenter, self._editor = ui, presenter, editor
         self._shown = None
-        self._connections = ((ui.editButton, "clicked()", self.onEdit), (ui.undoButton, "clicked()", self.onUndo),
-                             (ui.redoButton, "clicked()", self.onRedo), (ui.copyTableButton, "clicked()", self.onCopy))
-        for widget, signal, slot in self._connections:
-            widget.connect(signal, slot)
+        self._connections = Connections((ui.editButton, self.onEdit), (ui.undoButton, self.onUndo),
+                                        (ui.redoButton, self.onRedo), (ui.copyTableButton, self.onCopy))
         ui.resultTable.verticalHeader().setVisible(False)
         presenter.changed.connect(self.show)
         self.show()
 
     def close(self):
         self.presenter.changed.disconnect(self.show)
-        for widget, signal, slot in self._connections:
-            widget.disconnect(signal, slot)
+        self._connections.close()
         self.ui.show3DButton.setSegmentationNode(None)
 
     def onEdit(self):

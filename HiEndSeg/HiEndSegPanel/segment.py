@@ -8,7 +8,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .widgets import ButtonRow, QuestionBox, fillRows, fitHeight, setText, swatch, warningPixmap
+from .widgets import ButtonRow, Connections, QuestionBox, fillRows, fitHeight, setText, swatch, warningPixmap
 
 
 def fitRegion(roi, volume):
@@ -32,27 +32,23 @@ class SegmentSection:
         self._question = QuestionBox(ui.questionBox, ui.questionText, ui.questionButtonsLayout, self.onAnswer)
         self._offers = ButtonRow(ui.offersLayout)
         ui.volumeWarningIcon.setPixmap(warningPixmap(ui.volumeWarning))
-        self._connections = (
+        self._connections = Connections(
             (ui.volumeSelector, "currentNodeChanged(vtkMRMLNode*)", self.onVolume),
             (ui.roiSelector, "currentNodeChanged(vtkMRMLNode*)", self.onRegion),
             (ui.outputSelector, "currentNodeChanged(vtkMRMLNode*)", self.onOutput),
             (ui.modelSearch, "textChanged(QString)", self.onSearch),
             (ui.modelList, "currentRowChanged(int)", self.onModel),
             (ui.structureList, "itemChanged(QListWidgetItem*)", self.onStructures),
-            (ui.allStructuresButton, "clicked()", self.onAllStructures),
-            (ui.noStructuresButton, "clicked()", self.onNoStructures),
+            (ui.allStructuresButton, self.onAllStructures), (ui.noStructuresButton, self.onNoStructures),
             (ui.deviceBox, "currentIndexChanged(int)", self.onDevice),
-            (ui.runButton, "clicked()", self.onRun))
-        for widget, signal, slot in self._connections:
-            widget.connect(signal, slot)
+            (ui.runButton, self.onRun))
         presenter.changed.connect(self.show)
         self.show()
 
     def close(self):
         """Listen to nothing any more."""
         self.presenter.changed.disconnect(self.show)
-        for widget, signal, slot in self._connections:
-            widget.disconnect(signal, slot)
+        self._connections.close()
         self._question.clear()
         self._offers.clear()
 

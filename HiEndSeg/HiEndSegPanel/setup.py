@@ -6,7 +6,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .widgets import setText
+from .widgets import Connections, setText
 
 #: How a step of the installation is marked.
 _MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
@@ -19,18 +19,16 @@ class SetupPage:
     def __init__(self, ui, presenter, installer, back, report):
         self.ui, self.presenter, self._installer = ui, presenter, installer
         self._report = report
-        self._connections = ((ui.installButton, self.onInstall), (ui.setupAgainButton, presenter.look),
-                             (ui.setupBackButton, back), (ui.setupReportButton, self.copyReport),
-                             (ui.restartButton, self.onRestart), (ui.wheelsButton, self.onWheels))
-        for button, slot in self._connections:
-            button.connect("clicked()", slot)
+        self._connections = Connections(
+            (ui.installButton, self.onInstall), (ui.setupAgainButton, presenter.look), (ui.setupBackButton, back),
+            (ui.setupReportButton, self.copyReport), (ui.restartButton, self.onRestart),
+            (ui.wheelsButton, self.onWheels))
         presenter.changed.connect(self.show)
         self.show()
 
     def close(self):
         self.presenter.changed.disconnect(self.show)
-        for button, slot in self._connections:
-            button.disconnect("clicked()", slot)
+        self._connections.close()
 
     def onInstall(self):
         self._installer.wheels = None

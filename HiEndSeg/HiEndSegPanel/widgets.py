@@ -46,6 +46,21 @@ def warningPixmap(widget):
     return widget.style().standardIcon(qt.QStyle.SP_MessageBoxWarning).pixmap(18, 18)
 
 
+class Connections:
+    """Slots on widgets' signals, undone in one go: (widget, signal, slot) triples, or (button, slot) for its clicks."""
+
+    def __init__(self, *held):
+        self._held = [one if len(one) == 3 else (one[0], "clicked()", one[1]) for one in held]
+        for widget, signal, slot in self._held:
+            widget.connect(signal, slot)
+
+    def close(self):
+        """Listen to nothing any more. Safe to call twice."""
+        for widget, signal, slot in self._held:
+            widget.disconnect(signal, slot)
+        self._held = []
+
+
 class ButtonRow:
     """Buttons that come and go in a layout: a question's choices, a failure's remedies."""
 
