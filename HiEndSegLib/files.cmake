@@ -85,6 +85,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/unetr.py
   HiEndSegLib/networks/vit.py
   HiEndSegLib/operations/__init__.py
+  HiEndSegLib/operations/attend_result.py
   HiEndSegLib/operations/devices.py
   HiEndSegLib/operations/largest.py
   HiEndSegLib/operations/plan.py
@@ -96,6 +97,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/tiling.py
   HiEndSegLib/operations/upsample.py
   HiEndSegLib/presenter/__init__.py
+  HiEndSegLib/presenter/adapt_state.py
   HiEndSegLib/presenter/background.py
   HiEndSegLib/presenter/batch.py
   HiEndSegLib/presenter/catalogue.py
