@@ -98,6 +98,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/upsample.py
   HiEndSegLib/presenter/__init__.py
   HiEndSegLib/presenter/adapt_state.py
+  HiEndSegLib/presenter/attention_state.py
   HiEndSegLib/presenter/background.py
   HiEndSegLib/presenter/batch.py
   HiEndSegLib/presenter/catalogue.py
