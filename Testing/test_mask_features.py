@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from HiEndSegLib.networks.mask_features import FullResolution
+from HiEndSegLib.networks.objective import sublattice, wandering
 from HiEndSegLib.networks.pyramid import depth_to_space
 from HiEndSegLib.networks.resize import linear_weights, resize_trilinear
-from training.objective import sublattice, wandering
 
 
 @pytest.fixture

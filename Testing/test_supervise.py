@@ -11,8 +11,8 @@ from HiEndSegLib.models.card import read_card
 from HiEndSegLib.models.encoders import load_encoder_weights
 from HiEndSegLib.models.loading import load_model
 from HiEndSegLib.networks.build import build_network
+from HiEndSegLib.networks.objective import maskmed_loss, pointwise_loss, sublattice
 from training import export, supervise
-from training.objective import maskmed_loss, pointwise_loss, sublattice
 from training.quick import confident_bits, quick_dice
 
 TINY = dict(img_size=24, channels=[8, 8, 16], fsad_dim=12, fsad_heads=2, fsad_depth=1, mask_dim=8, head_dim=24,

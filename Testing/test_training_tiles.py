@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.tiles import AIR_HU, Case, TileSampler, _blur, load_cases
+from HiEndSegLib.operations.augment import blur
+from training.tiles import AIR_HU, Case, TileSampler, load_cases
 
 WINDOWS = [[-175.0, 250.0], [-1000.0, 1000.0]]
 
@@ -103,7 +104,7 @@ def test_disease_replaces_only_what_is_certain():
 def test_blur_keeps_the_mean_and_only_its_axes():
     image = torch.zeros(9, 9, 9)
     image[4, 4, 4] = 1
-    blurred = _blur(image, 0.8, (2,))
+    blurred = blur(image, 0.8, (2,))
     assert blurred.sum().item() == pytest.approx(1, abs=1e-5)
     assert torch.nonzero(blurred.sum(2)).tolist() == [[4, 4]]
 

@@ -24,8 +24,8 @@ import torch
 from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.models.encoders import apply_encoder, load_encoder_weights
 from HiEndSegLib.networks.build import build_network
+from HiEndSegLib.networks.objective import maskmed_loss, pointwise_loss
 
-from .objective import maskmed_loss, pointwise_loss
 from .quick import confident_bits, dense_scores, quick_dice
 from .tiles import TileSampler, load_cases
 

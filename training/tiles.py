@@ -2,13 +2,11 @@
 
 A prepared case is an .npz with `image` (int16 HU), `possible` (uint32 bit sets, see HiEndSegLib.networks.matching) on
 an RAS+ lattice at the model's spacing, and `weight`. Tiles are resampled once, with flipping left out: left and right
-are labels. All of it is torch on purpose: one `grid_sample` for rotation, scale and elastic deformation of a 96^3 tile
-takes 0.1 s on 2 cores; the same chain of MONAI transforms took over a second.
+are labels (see HiEndSegLib.operations.augment).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from HiEndSegLib.operations.augment import keep_inside, random_grid, sample_codes, sample_image, vary_hounsfield
 
 AIR_HU = -1024.0
 
@@ -69,11 +69,8 @@ class TileSampler:
         weights = np.array([c.weight for c in self.cases])
         case = self.cases[self.rng.choice(len(self.cases), p=weights / weights.sum())]
         grid = self._grid(case)
-        image = torch.from_numpy(case.image.astype(np.float32) - AIR_HU)[None, None]        # zero padding is air
-        image = F.grid_sample(image, grid, align_corners=True)[0, 0] + AIR_HU
-        # Bit sets below 2^24 survive float32; +1 - 1 turns the zero padding into "background, certainly".
-        bits = torch.from_numpy((case.possible.astype(np.int64) - 1).astype(np.float32))[None, None]
-        bits = F.grid_sample(bits, grid, mode="nearest", align_corners=True)[0, 0].round().long() + 1
+        image = sample_image(case.image, grid, AIR_HU)
+        bits = sample_codes(case.possible, grid, outside=1)          # "background, certainly" beyond the volume
         image, bits = self._add_fluid(image, bits)
         image, bits = self._crop_field_of_view(image, bits)
         image = self._intensity(image)
@@ -89,22 +86,7 @@ class TileSampler:
             centre = voxels[rng.integers(len(voxels))] + rng.uniform(-s / 3, s / 3, 3)
         else:
             centre = rng.uniform(0, 1, 3) * shape
-        # Keep most of the tile inside; whole axes shorter than a tile are centred with some play.
-        low, high = np.minimum(s / 2, shape / 2) - 8, np.maximum(shape - s / 2, shape / 2) + 8
-        centre = np.clip(centre, low, high)
-        matrix = _rotation(rng.normal(0, math.radians(7), 3)) @ np.diag(np.exp(rng.normal(0, 0.10, 3)) *
-                                                                       math.exp(rng.normal(0, 0.10)))
-        line = torch.arange(s, dtype=torch.float32) - (s - 1) / 2
-        points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
-        points = points @ torch.from_numpy(matrix.T).float()
-        if rng.random() < 0.7:
-            knots = int(rng.integers(4, 8))
-            coarse = torch.from_numpy(rng.normal(0, rng.uniform(0.5, 3.5), (1, 3, knots, knots, knots))).float()
-            shift = F.interpolate(coarse, size=(s, s, s), mode="trilinear", align_corners=True)
-            points = points + shift[0].permute(1, 2, 3, 0)
-        points = points + torch.from_numpy(centre).float()
-        scale = torch.from_numpy(2 / np.maximum(shape - 1, 1)).float()
-        return (points * scale - 1).flip(-1)[None]
+        return random_grid(rng, keep_inside(centre, shape, s), shape, s)
 
     def _add_fluid(self, image: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Sometimes disease: a large cystic mass in place of bowel and fat, or free fluid in place of fat.
@@ -157,42 +139,4 @@ class TileSampler:
         return image, bits
 
     def _intensity(self, image: Tensor) -> Tensor:
-        """Calibration drift, contrast, noise, blur and thick slices, in HU."""
-        rng = self.rng
-        generator = torch.Generator().manual_seed(int(rng.integers(2 ** 31)))
-        if rng.random() < 0.5:
-            image = image * float(rng.uniform(0.9, 1.12)) + float(rng.normal(0, 10))
-        if rng.random() < 0.5:                       # soft-tissue contrast about 40 HU, air and bone kept
-            gain = float(rng.uniform(0.7, 1.4))
-            soft = ((image - 40).abs() < 200).float()
-            image = image + (gain - 1) * (image - 40).clamp(-120, 200) * soft
-        if rng.random() < 0.25:
-            sigma = float(rng.uniform(0.4, 1.0))
-            axes = (2,) if rng.random() < 0.5 else (0, 1, 2)
-            image = _blur(image, sigma * (1.5 if axes == (2,) else 1.0), axes)
-        if rng.random() < 0.6:
-            noise = torch.randn(image.shape, generator=generator)
-            if rng.random() < 0.5:
-                noise = _blur(noise, 0.6, (0, 1, 2)) * 2.2
-            image = image + noise * float(rng.gamma(2.0, 8.0))
-        return image
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    a, b, c = angles
-    x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
-    y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
-    z = np.array([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
-    return x @ y @ z
-
-
-def _blur(image: Tensor, sigma: float, axes: tuple[int, ...]) -> Tensor:
-    """Separable Gaussian blur of a (I, J, K) tensor along `axes`, edges replicated."""
-    radius = max(1, int(2.5 * sigma + 0.5))
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    for axis in axes:
-        moved = image.movedim(axis, -1)
-        flat = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (radius, radius), mode="replicate")
-        image = F.conv1d(flat, kernel[None, None]).reshape(moved.shape).movedim(-1, axis)
-    return image
+        return vary_hounsfield(image, self.rng)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from HiEndSegLib.networks.mask_head import HeadOutput, fuse, mask_logits
-from HiEndSegLib.networks.matching import (
+from .mask_head import HeadOutput, fuse, mask_logits
+from .matching import (
     Targets,
     fixed_assignment,
     marginal_cross_entropy,
