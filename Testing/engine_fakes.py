@@ -16,7 +16,8 @@ IN_WORKER = "HiEndSegLib.engine.worker" in sys.modules
 
 
 class FakeLibrary:
-    OPERATIONS = frozenset({"segment", "doctor", "plan"})
+    OPERATIONS = frozenset({"segment", "doctor", "plan", "adapt", "plan_adapt"})
+    RECORDING = frozenset({"adapt"})
 
     def __init__(self):
         self.calls = 0
@@ -47,6 +48,32 @@ class FakeLibrary:
                   "seconds": np.float32(0.5), "dtype": str(volume.array.dtype),
                   "fortran": bool(volume.array.flags.f_contiguous)},
             messages=["A sentence."])
+
+    def adapt(self, *, volume, labels, model, record, progress, cancel, **arguments):
+        """Train for ever, or as `model` says; the report says what came in and why it stopped."""
+        from HiEndSegLib.engine.adapting import AdaptResult
+
+        self.calls += 1
+        for step in range(10 ** 9 if model != "short" else 50):
+            record({"kind": "step", "step": step, "loss": float("nan") if step == 3 else 1 / (1 + step)})
+            progress(0.25, "Training")
+            if cancel.finishing:
+                break
+            cancel.check()
+            FOREVER.wait(0.0 if model == "short" else 0.01)
+            if model == "deaf" and step == 5:
+                FOREVER.wait()
+            if model == "unsendable" and step == 5:
+                record({"kind": object()})
+        if model == "slow to finish":
+            FOREVER.wait(1.5)
+        while model == "late" and not cancel.cancelled:
+            FOREVER.wait(0.01)
+        report = {"asked": cancel.finishing, "cancelled": cancel.cancelled, "volume": str(volume.array.dtype),
+                  "labels": str(labels.array.dtype), "sum": int(labels.array.sum()), "seconds": np.float64("inf"),
+                  "arguments": {key: value for key, value in arguments.items() if key != "legend"},
+                  "legend": [label.to_dict() for label in arguments["legend"]], "steps": step}
+        return AdaptResult(None if model == "worse" else "mine@1.0.0", report, ["A sentence."])
 
     def do_nothing(self, volume, progress, cancel):
         pass

@@ -155,6 +155,16 @@ class EngineClient(Engine):
             if self._worker is not None:
                 self._worker.send({"type": protocol.CANCEL, "job": job.number})
 
+    def _finish_early(self, job: Job) -> None:
+        with self._lock:
+            task = self._task
+            if task is None or task.job is not job or not task.sent:
+                self._cancel(job)
+                return
+            job._finish_soon()                    # no deadline: the best so far takes a while to write
+            if self._worker is not None:
+                self._worker.send({"type": protocol.FINISH, "job": job.number})
+
     # the one place where things move
     def _turn(self) -> None:
         if self._closed:
@@ -189,21 +199,25 @@ class EngineClient(Engine):
         if kind == protocol.PROGRESS and job.state is JobState.RUNNING:
             fraction = message.get("fraction")
             job._advance(fraction if isinstance(fraction, (int, float)) else 0.0, str(message.get("message", "")))
+        elif kind == protocol.RECORD and job.state is JobState.RUNNING:
+            if isinstance(message.get("values"), dict):
+                job._record(message["values"])
         elif kind == protocol.LOG:
             job._note(str(message.get("message", "")))
         elif kind in (protocol.FINISHED, protocol.FAILED, protocol.CANCELLED):
             self._take_end(task, kind, message)
 
     def _take_end(self, task: Task, kind: str, message: dict) -> None:
-        if task.job.state is JobState.CANCELLING or kind == protocol.CANCELLED:
-            outcome: Any = Cancelled()
-        elif kind == protocol.FAILED:
-            outcome = from_code(str(message.get("code")), str(message.get("sentence")))
-        else:
+        outcome: Any = Cancelled()
+        if kind == protocol.FINISHED:
             try:
                 outcome = transfer.decode(message.get("result"), task.folder.path)
             except (HiEndSegError, MemoryError) as error:
                 outcome = as_failure(error)
+        elif kind == protocol.FAILED:
+            outcome = from_code(str(message.get("code")), str(message.get("sentence")))
+        if task.job.state is JobState.CANCELLING and not getattr(outcome, "lasting", False):
+            outcome = Cancelled()                 # what lasts lies on the disk: the cancel came too late
         self._finish(task, outcome)
         if message.get("fatal"):
             self._drop_worker()

@@ -1,169 +1,30 @@
-"""What every engine offers: `Engine` (blocking and submitted operations) and `Job` (one submitted operation).
-
-Nothing here calls back from a thread. A job moves only inside `poll()`, `result()` or `cancel()`, on the thread
-that calls them, so a face may drive it from a timer on its main thread.
-"""
+"""What every engine offers: `Engine`, blocking and submitted operations. Each submitted one is a `Job` (job.py)."""
 
 from __future__ import annotations
 
 import abc
-import math
 import os
 import time
-from collections import deque
-from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Sequence
 
-from ..errors import Cancelled, HiEndSegError
-from ..tasks import CancelToken, Progress, no_progress
+from ..tasks import CancelToken, Progress, Record, no_progress, no_record
+from .job import LOG_LINES, LOOK_AROUND, Job, JobProgress, JobState
 
 if TYPE_CHECKING:
+    from ..geometry.labels import Label
     from ..geometry.volume import Volume
     from ..operations.plan import MemoryPlan
     from ..operations.result import SegmentResult
+    from .adapting import AdaptResult
 
-#: How long a blocking call sleeps at most before it looks at the caller's cancel token again, in seconds.
-LOOK_AROUND = 0.05
+__all__ = ["LOG_LINES", "Engine", "Job", "JobProgress", "JobState"]
+
 #: What `segment` passes on to the operation besides its own arguments.
 SETTINGS = frozenset({"threads", "precision", "tile_batch", "memory_limit"})
-#: How many log lines a job keeps.
-LOG_LINES = 500
-
-
-class JobState(str, Enum):
-    """The life of a job: idle → running → (cancelling →) finished | failed | cancelled. Compares equal to its text."""
-
-    IDLE = "idle"
-    RUNNING = "running"
-    CANCELLING = "cancelling"
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-OVER = frozenset({JobState.FINISHED, JobState.FAILED, JobState.CANCELLED})
-
-
-class JobProgress(NamedTuple):
-    """fraction in [0, 1], never falling; message for a person."""
-
-    fraction: float
-    message: str
-
-
-class Job:
-    """One operation that an engine was asked for. Made by `Engine.submit_…`, never directly."""
-
-    def __init__(self, engine: Engine, number: int, operation: str):
-        self.number = number
-        self.operation = operation
-        self._engine = engine
-        self._state = JobState.IDLE
-        self._progress = JobProgress(0.0, "Waiting")
-        self._steps: deque[JobProgress] = deque(maxlen=LOG_LINES)      # not yet told by a blocking call
-        self._log: list[str] = []
-        self._result: Any = None
-        self._error: HiEndSegError | None = None
-        self._began = time.monotonic()
-        self._ended: float | None = None
-
-    # what a face reads; none of these moves the job
-    @property
-    def state(self) -> JobState:
-        return self._state
-
-    @property
-    def done(self) -> bool:
-        return self._state in OVER
-
-    @property
-    def progress(self) -> JobProgress:
-        return self._progress
-
-    @property
-    def log(self) -> tuple[str, ...]:
-        """Lines for a log window: no paths, no names of volumes. The last `LOG_LINES` of them."""
-        return tuple(self._log)
-
-    @property
-    def error(self) -> HiEndSegError | None:
-        """Why the job failed or was cancelled; None otherwise."""
-        return self._error
-
-    @property
-    def seconds(self) -> float:
-        """Wall time since submission, until now or until the end."""
-        return (self._ended or time.monotonic()) - self._began
-
-    def poll(self) -> JobState:
-        """Take in what has arrived, without waiting, and return the state. Call it every 30 to 100 ms."""
-        if not self.done:
-            self._engine._pump(0.0)
-        return self._state
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Wait for the end and return the result.
-
-        Raises the job's `HiEndSegError` if it failed, `Cancelled` if it was cancelled, and the built-in
-        `TimeoutError` if it is still going after `timeout` seconds (it keeps going).
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self.poll()
-        while not self.done:
-            left = LOOK_AROUND if deadline is None else min(LOOK_AROUND, deadline - time.monotonic())
-            if left <= 0:
-                raise TimeoutError(f"Job {self.number} is still {self._state} after {timeout:g} s.")
-            self._engine._pump(left)
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-    def cancel(self) -> None:
-        """Ask the job to stop; returns at once. A job that is over stays as it is."""
-        if not self.done:
-            self._engine._cancel(self)
-
-    # what engines write
-    def _move(self, state: JobState) -> None:
-        if not self.done:
-            self._state = state
-
-    def _advance(self, fraction: float, message: str) -> None:
-        if self.done:
-            return
-        fraction = float(fraction)
-        if not math.isfinite(fraction):
-            fraction = 0.0
-        fraction = max(self._progress.fraction, min(fraction, 1.0))
-        self._progress = JobProgress(fraction, str(message))
-        self._steps.append(self._progress)
-
-    def _note(self, line: str) -> None:
-        self._log.append(line)
-        del self._log[:-LOG_LINES]
-
-    def _finish(self, result: Any) -> None:
-        self._advance(1.0, "Done")
-        self._end(JobState.FINISHED, result=result)
-
-    def _fail(self, error: HiEndSegError) -> None:
-        self._end(JobState.FAILED, error=error)
-
-    def _cancelled(self) -> None:
-        self._end(JobState.CANCELLED, error=Cancelled())
-
-    def _end(self, state: JobState, *, result: Any = None, error: HiEndSegError | None = None) -> None:
-        if self.done:
-            return
-        self._result, self._error, self._ended = result, error, time.monotonic()
-        self._state = state      # last: a reader on another thread that sees the state also sees the result
 
 
 class Engine(abc.ABC):
-    """Segment volumes, look at the machine, plan memory. Use it as a context manager, or `close()` it.
+    """Segment volumes, adapt models, look at the machine, plan memory. Use it as a context manager, or `close()` it.
 
     `model` is a model's id, its folder, a `ModelCard`, or None for the default. `device` is "auto", "cuda",
     "cuda:1", "mps" or "cpu". `only` lists structure ids. `roi` is ((R0, R1), (A0, A1), (S0, S1)) in mm, RAS.
@@ -193,6 +54,59 @@ class Engine(abc.ABC):
         return self._submit("segment", {"volume": volume, "model": model, "device": device, "only": _ids(only),
                                         "roi": roi, **settings})
 
+    def adapt(self, volume: Volume, labels: Volume, legend: Sequence[Label], *, name: str, structures: Sequence[str],
+              record: Record = no_record, progress: Progress = no_progress, cancel: CancelToken | None = None,
+              **settings: Any) -> AdaptResult:
+        """Teach a model from one case and wait; see `submit_adapt`. `record` and `progress` are called on this thread.
+
+        `cancel.finish()` ends it early with the best so far. Raises `Cancelled` after `cancel.cancel()`.
+        """
+        job = self.submit_adapt(volume, labels, legend, name=name, structures=structures, **settings)
+        return self._wait(job, progress, cancel, record)
+
+    def submit_adapt(self, volume: Volume, labels: Volume, legend: Sequence[Label], *, name: str,
+                     structures: Sequence[str], model: Any = None, encoder: Any = None, speed: str = "auto",
+                     device: str = "auto", steps: int | None = None, seed: int = 0, keep_teaching: bool = False,
+                     keep_if_worse: bool = False, sides: str = "ask", threads: int | None = None,
+                     memory_limit: int | None = None) -> Job:
+        """Teach a model from one case and return at once; `job.result()` is an `AdaptResult`.
+
+        volume, labels: the image and uint8 labels on any lattice, 255 = nobody has said. legend: what the labels'
+        values mean; ids that the model does not know are new structures. structures: the ids to teach, all in legend;
+        the model's other structures are protected. name: of the new version. encoder: the path of encoder weights to
+        start from instead of `model`. speed: "quick", "full" or "auto". sides: "keep", "swap" or "ask" (raises
+        OptionError of code "swapped-sides"). keep_teaching: tiles of this case are kept in the new version's folder,
+        for the next adaptation. keep_if_worse: keep it whatever the scores say.
+        `job.records` are as `operations.adapt` sends them; `job.finish()` stops with the best so far.
+        """
+        return self._submit("adapt", {
+            "volume": volume, "labels": labels, "legend": list(legend), "name": str(name),
+            "structures": _ids(structures), "model": model,
+            "encoder": None if encoder is None else os.path.abspath(encoder), "speed": speed, "device": device,
+            "steps": steps, "seed": int(seed), "keep_teaching": bool(keep_teaching),
+            "keep_if_worse": bool(keep_if_worse), "sides": sides, "threads": threads, "memory_limit": memory_limit})
+
+    def submit_keep(self, unsaved: str) -> Job:
+        """Keep an adaptation that was not kept because nothing got better: `AdaptResult.unsaved` of the last one.
+
+        The job's result is an `AdaptResult` with its key. Only the last one is remembered, and only while the engine
+        lives; EngineError says so.
+        """
+        return self._submit("keep", {"unsaved": unsaved})
+
+    def submit_plan_adapt(self, volume: Volume, *, model: Any = None, encoder: Any = None,
+                          structures: Sequence[str] = (), speed: str = "auto", device: str = "auto") -> Job:
+        """Minutes and memory of an adaptation to this case; only the lattice is handed over.
+
+        The job's result is {"quick": AdaptPlan, "full": AdaptPlan, "auto": "quick" or "full"} for speed "auto", and
+        the same with one plan for another speed.
+        """
+        return self._submit("plan_adapt", {
+            "shape": tuple(int(n) for n in volume.shape), "ijk_to_ras": volume.ijk_to_ras,
+            "dtype": volume.array.dtype.str, "model": model,
+            "encoder": None if encoder is None else os.path.abspath(encoder), "structures": _ids(structures),
+            "speed": speed, "device": device})
+
     def doctor(self) -> dict:
         """Versions, devices (tried out, not just listed), models and their problems; "sentences" is for a person.
 
@@ -218,15 +132,20 @@ class Engine(abc.ABC):
         """What a weights file from elsewhere is; the job's result is the dict of `models.recognize.recognize`."""
         return self._submit("recognize", {"path": os.path.abspath(path)})
 
-    def _wait(self, job: Job, progress: Progress = no_progress, cancel: CancelToken | None = None) -> Any:
+    def _wait(self, job: Job, progress: Progress = no_progress, cancel: CancelToken | None = None,
+              record: Record = no_record) -> Any:
         """Drive `job` to its end on this thread; an exception in here (Ctrl-C too) cancels the job first."""
         try:
             job.poll()
             while True:
+                while job._untold:
+                    record(job._untold.popleft())
                 while job._steps:
                     progress(*job._steps.popleft())
                 if job.done:
                     return job.result()
+                if cancel is not None and cancel.finishing:
+                    job.finish()
                 if cancel is not None and cancel.cancelled and job.state is not JobState.CANCELLING:
                     job.cancel()
                 self._pump(LOOK_AROUND)
@@ -252,6 +171,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def _cancel(self, job: Job) -> None:
         ...
+
+    def _finish_early(self, job: Job) -> None:
+        """An engine whose operations have no "so far" stops them."""
+        self._cancel(job)
 
     def __enter__(self) -> Engine:
         return self

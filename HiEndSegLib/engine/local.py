@@ -13,6 +13,7 @@ from .failures import as_failure
 from .interface import Engine, Job, JobState
 from .library import Library
 from .redact import redact
+from .transfer import plain
 
 #: How long `close` waits for a running operation to notice that it should stop, in seconds.
 CLOSE_SECONDS = 5.0
@@ -86,6 +87,15 @@ class LocalEngine(Engine):
                 job._move(JobState.CANCELLING)
                 job._advance(0.0, "Stopping")
 
+    def _finish_early(self, job: Job) -> None:
+        with self._lock:
+            if job.state is JobState.IDLE:
+                self._cancel(job)
+                return
+            _, token = self._open[job.number]
+            token.finish()
+            job._finish_soon()
+
     def _take(self, number: int, kind: str, value: Any) -> None:
         if number not in self._open:
             return
@@ -94,9 +104,12 @@ class LocalEngine(Engine):
             job._move(JobState.RUNNING if not token.cancelled else JobState.CANCELLING)
         elif kind == "progress" and job.state is JobState.RUNNING:
             job._advance(*value)
+        elif kind == "record" and job.state is JobState.RUNNING:
+            job._record(value)
         elif kind == "ended":
             self._open.pop(number)
-            if token.cancelled or isinstance(value, Cancelled):
+            late = getattr(value, "lasting", False)       # it lies on the disk: the cancel came too late
+            if (token.cancelled and not late) or isinstance(value, Cancelled):
                 job._cancelled()
             elif isinstance(value, BaseException):
                 for line in traceback.format_exception(value) if not isinstance(value, HiEndSegError) else ():
@@ -113,6 +126,9 @@ class LocalEngine(Engine):
                 self._arrived.put((number, "ended", Cancelled()))
                 continue
             self._arrived.put((number, "started", None))
+            if operation in getattr(self._library, "RECORDING", ()):
+                arguments["record"] = lambda values, number=number: \
+                    self._arrived.put((number, "record", plain(values)))
             try:
                 value = getattr(self._library, operation)(
                     **arguments, cancel=token,

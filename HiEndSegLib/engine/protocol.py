@@ -1,9 +1,10 @@
 """The wire protocol between client and worker: one JSON object a line, ASCII only, on stdin and stdout.
 
 Worker → client
-    {"type": "hello", "protocol": 1, "library": "0.1.0", "pid": 4711, "python": "3.12.10"}   first line, once
+    {"type": "hello", "protocol": 2, "library": "0.1.0", "pid": 4711, "python": "3.12.10"}   first line, once
     {"type": "heartbeat", "job": 7 or null}                                                  about twice a second
     {"type": "progress", "job": 7, "fraction": 0.25, "message": "Tile 3 of 12"}
+    {"type": "record", "job": 7, "values": {"kind": …}}       what an operation tells while it runs; plain JSON
     {"type": "log", "job": 7 or null, "message": "…"}                                        no paths, no names
     {"type": "finished", "job": 7, "result": encoded}         encoded: see transfer.py; arrays lie in the job's folder
     {"type": "failed", "job": 7, "code": "bad-input", "sentence": "…", "fatal": false}      fatal: the worker ends now
@@ -11,7 +12,8 @@ Worker → client
 
 Client → worker
     {"type": "job", "job": 7, "operation": "segment", "folder": "/private/folder", "arguments": encoded}
-    {"type": "cancel", "job": 7}
+    {"type": "finish", "job": 7}                       stop early and keep the best so far; ends as "finished"
+    {"type": "cancel", "job": 7}                       stop, keep nothing; also after a "finish"
     end of file                                        stop at once, whatever runs, and remove the running job's folder
 
 Job numbers only rise; a message about a job that is over is dropped by both sides.
@@ -24,13 +26,13 @@ import json
 from ..errors import EngineError
 
 #: Raised by one whenever a message changes its meaning.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 #: Longest line either side sends or accepts, in bytes. Voxels never go through the pipe.
 MAX_LINE = 8 * 1024 * 1024
 
-HELLO, HEARTBEAT, PROGRESS, LOG = "hello", "heartbeat", "progress", "log"
+HELLO, HEARTBEAT, PROGRESS, RECORD, LOG = "hello", "heartbeat", "progress", "record", "log"
 FINISHED, FAILED, CANCELLED = "finished", "failed", "cancelled"
-JOB, CANCEL = "job", "cancel"
+JOB, FINISH, CANCEL = "job", "finish", "cancel"
 
 
 class ProtocolError(EngineError):

@@ -29,6 +29,7 @@ CLASSES = {
     "SegmentResult": ("HiEndSegLib.operations.result", "SegmentResult"),
     "MemoryPlan": ("HiEndSegLib.operations.plan", "MemoryPlan"),
     "Step": ("HiEndSegLib.operations.plan", "Step"),
+    "AdaptResult": ("HiEndSegLib.engine.adapting", "AdaptResult"),
 }
 NAMES = {place: name for name, place in CLASSES.items()}
 #: The key that marks a JSON object as something other than a dict.

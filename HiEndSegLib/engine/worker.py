@@ -109,6 +109,9 @@ class Worker:
                 return
             line = protocol.encode_line({"type": protocol.FAILED, "job": message["job"], "code": error.code,
                                          "sentence": error.sentence, "fatal": False})
+        self._send_line(line)
+
+    def _send_line(self, line: bytes) -> None:
         view = memoryview(line)
         with self._sending:
             try:
@@ -142,10 +145,10 @@ class Worker:
             self._folders.add(Path(str(message.get("folder"))))
             self._tokens[number] = CancelToken()         # here, so that a cancel can never come before it
             self._jobs.put(message)
-        elif message["type"] == protocol.CANCEL:
+        elif message["type"] in (protocol.CANCEL, protocol.FINISH):
             token = self._tokens.get(number)
             if token is not None:
-                token.cancel()
+                token.cancel() if message["type"] == protocol.CANCEL else token.finish()
         else:
             raise protocol.ProtocolError("A message of an unknown type was ignored.")
 
@@ -172,9 +175,9 @@ class Worker:
         """Do the job; the last message about it."""
         number = message["job"]
         token = self._tokens[number]
-        began = time.monotonic()
+        began, lasting = time.monotonic(), False
         try:
-            result = self._work(message, token)
+            result, lasting = self._work(message, token)
             answer = {"type": protocol.FINISHED, "job": number, "result": result}
         except Cancelled:
             answer = {"type": protocol.CANCELLED, "job": number}
@@ -189,12 +192,13 @@ class Worker:
                 self._library = None                     # and with it the warm model
             del failure                                  # it holds the frames, and they the volume
         gc.collect()                                     # lets go of mapped files, which Windows could not remove
-        if token.cancelled:
+        if token.cancelled and not lasting:
             answer = {"type": protocol.CANCELLED, "job": number}
         self.log(f"Job {number}: {answer['type']} after {time.monotonic() - began:.2f} s.")
         return answer
 
-    def _work(self, message: dict, token: CancelToken) -> Any:
+    def _work(self, message: dict, token: CancelToken) -> tuple[Any, bool]:
+        """The encoded result, and whether it lasts: something on the disk that a cancel came too late for."""
         from . import transfer
 
         number, operation, folder = message["job"], message.get("operation"), Path(str(message.get("folder")))
@@ -208,13 +212,30 @@ class Worker:
         self._secrets = tuple(value.name for value in arguments.values() if getattr(value, "name", None))
         self.log(f"Job {number}: {operation}.")
         report = self._reporter(number)
+        if operation in getattr(self._library, "RECORDING", ()):
+            arguments["record"] = self._recorder(number)
         result = getattr(self._library, operation)(**arguments, progress=report, cancel=token)
         del arguments
-        token.check()
+        lasting = bool(getattr(result, "lasting", False))
+        if not lasting:
+            token.check()
         report(1.0, "Handing over the result")
         encoded, arrays = transfer.encode(result, "result")
         transfer.write_arrays(arrays, folder, token.check)
-        return encoded
+        return encoded, lasting
+
+    def _recorder(self, number: int) -> Callable[[dict], None]:
+        from .transfer import plain
+
+        def record(values: dict) -> None:
+            try:
+                line = protocol.encode_line({"type": protocol.RECORD, "job": number, "values": plain(values)})
+            except protocol.ProtocolError as error:
+                self.log(f"warning: a record was not sent. {error.sentence}")
+            else:
+                self._send_line(line)
+
+        return record
 
     def _reporter(self, number: int) -> Callable[[float, str], None]:
         last = [0.0, ""]
