@@ -29,11 +29,13 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/desktop/startup.py
   HiEndSegLib/desktop/wheels.py
   HiEndSegLib/engine/__init__.py
+  HiEndSegLib/engine/adapting.py
   HiEndSegLib/engine/client.py
   HiEndSegLib/engine/failures.py
   HiEndSegLib/engine/folder.py
   HiEndSegLib/engine/inhand.py
   HiEndSegLib/engine/interface.py
+  HiEndSegLib/engine/job.py
   HiEndSegLib/engine/library.py
   HiEndSegLib/engine/local.py
   HiEndSegLib/engine/process.py
@@ -60,6 +62,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/geometry/writing.py
   HiEndSegLib/models/__init__.py
   HiEndSegLib/models/card.py
+  HiEndSegLib/models/card_checks.py
   HiEndSegLib/models/card_schema.py
   HiEndSegLib/models/encoders.py
   HiEndSegLib/models/intake.py
@@ -78,6 +81,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/mask_head.py
   HiEndSegLib/networks/maskmed.py
   HiEndSegLib/networks/matching.py
+  HiEndSegLib/networks/objective.py
   HiEndSegLib/networks/position.py
   HiEndSegLib/networks/pyramid.py
   HiEndSegLib/networks/resize.py
@@ -86,6 +90,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/vit.py
   HiEndSegLib/operations/__init__.py
   HiEndSegLib/operations/attend_result.py
+  HiEndSegLib/operations/augment.py
   HiEndSegLib/operations/devices.py
   HiEndSegLib/operations/largest.py
   HiEndSegLib/operations/plan.py
