@@ -76,7 +76,9 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/build.py
   HiEndSegLib/networks/deformable.py
   HiEndSegLib/networks/effective_rank.py
+  HiEndSegLib/networks/head_trace.py
   HiEndSegLib/networks/hi_end_mae.py
+  HiEndSegLib/networks/looking.py
   HiEndSegLib/networks/mask_features.py
   HiEndSegLib/networks/mask_head.py
   HiEndSegLib/networks/maskmed.py

@@ -53,5 +53,36 @@ def softmax_rows(qkv: Tensor, num_heads: int, rows: Sequence[int] | Tensor | Non
     q, k, _ = split_qkv(qkv, num_heads)
     if rows is not None:
         q = q[:, :, torch.as_tensor(rows, dtype=torch.long, device=q.device).reshape(-1)]
+    return attention_rows(q, k)
+
+
+def attention_rows(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """``softmax(q k^T / sqrt(d))`` in the open, for the queries that are given and no others.
+
+    Args:
+        q: ``(..., R, d)``; k: ``(..., N, d)``.
+        allowed: bool, broadcast to ``(..., R, N)``; elsewhere the weight is 0. Every row needs one True.
+
+    Returns:
+        float32 ``(..., R, N)``; every row sums to 1.
+    """
     logits = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-2, -1)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
     return logits.softmax(dim=-1)
+
+
+def carried_back(shares: Tensor, q: Tensor, k: Tensor, *, rows: int = 128) -> Tensor:
+    """``shares @ A`` with A the mean of the heads' attention maps, without ever holding A.
+
+    One step of attention rollout (arXiv 2005.00928) for a single row: shares ``(N,)`` over the block's outputs become
+    shares ``(N,)`` over its inputs. `rows` of every head's map are in memory at a time.
+
+    Args:
+        q, k: ``(H, N, d)``.
+    """
+    result = torch.zeros(k.shape[1], dtype=torch.float32, device=k.device)
+    wanted = torch.nonzero(shares).squeeze(1)             # the first step of a rollout has one row
+    for some in wanted.split(rows):
+        result += shares[some].float() @ attention_rows(q[:, some], k).mean(0)
+    return result
