@@ -77,6 +77,12 @@ BY_CODE = {cls.code: cls for cls in
             OutOfMemoryError, EngineError, Cancelled)}
 
 
+#: Codes for a question that a face can ask instead of failing, with the class that carries them.
+BY_CODE["swapped-sides"] = OptionError
+
+
 def from_code(code: str, sentence: str) -> HiEndSegError:
-    """Rebuild an error that crossed the process border; an unknown code becomes the base class."""
-    return BY_CODE.get(code, HiEndSegError)(sentence)
+    """Rebuild an error that crossed the process border; one of an unknown code is of the base class, with that code."""
+    error = BY_CODE.get(code, HiEndSegError)(sentence)
+    error.code = code
+    return error

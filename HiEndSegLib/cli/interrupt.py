@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any, Callable
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
 
 from ..errors import Cancelled
 from ..tasks import CancelToken
@@ -19,6 +20,7 @@ class Interrupt:
         self.token = CancelToken()
         self._before: dict[int, Any] = {}
         self._threads: list[threading.Thread] = []
+        self._finish_first = False
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
@@ -31,9 +33,21 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _pressed(self, number: int, frame: Any) -> None:
+        if self._finish_first and number == signal.SIGINT and not (self.token.finishing or self.token.cancelled):
+            self.token.finish()
+            return
         if self.token.cancelled:
             raise KeyboardInterrupt
         self.token.cancel()
+
+    @contextmanager
+    def finish_first(self) -> Iterator[CancelToken]:
+        """In here the first Ctrl-C asks for the best so far (`token.finish()`), and the second one cancels."""
+        self._finish_first = True
+        try:
+            yield self.token
+        finally:
+            self._finish_first = False
 
     @property
     def left_behind(self) -> bool:
