@@ -6,10 +6,13 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/bridge/corrections.py
   HiEndSegLib/bridge/history.py
   HiEndSegLib/bridge/layers.py
+  HiEndSegLib/bridge/outlines.py
+  HiEndSegLib/bridge/plots.py
   HiEndSegLib/bridge/results.py
   HiEndSegLib/bridge/scene.py
   HiEndSegLib/bridge/segmentations.py
   HiEndSegLib/bridge/sequences.py
+  HiEndSegLib/bridge/structures.py
   HiEndSegLib/bridge/tables.py
   HiEndSegLib/bridge/volumes.py
   HiEndSegLib/cli/__init__.py

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Container
 from dataclasses import dataclass
 
 #: Slicer's own list: its names and colours are found there without loading a file of ours.
@@ -70,3 +73,31 @@ def _code(triple) -> str:
 def _parse_code(text: str) -> list[str] | None:
     parts = text.split("^")
     return parts if len(parts) == 3 and parts[1] else None
+
+
+def structure_id(name: str, terminology: dict | None = None, taken: Container[str] = ()) -> str:
+    """A label id (snake case, ASCII, at most 64 characters) for a structure that somebody named, not in `taken`.
+
+    "Rippe, links" becomes "rippe_links". A name without a Latin letter or digit gives way to what the terminology
+    calls it, and where there is none to "structure"; a second of the same id becomes "…_2".
+    """
+    id_ = _snake(name) or _snake(terminology_name(terminology)) or "structure"
+    if not id_[0].isalpha():
+        id_ = f"structure_{id_}"
+    id_ = id_[:60].rstrip("_")
+    unique, number = id_, 2
+    while unique in taken:
+        unique, number = f"{id_}_{number}", number + 1
+    return unique
+
+
+def terminology_name(terminology: dict | None) -> str:
+    """"Left Kidney" of a terminology with a modifier; "" without any."""
+    if not terminology:
+        return ""
+    return " ".join(code[2] for code in (terminology.get("modifier"), terminology.get("type")) if code and code[2])
+
+
+def _snake(text: str) -> str:
+    folded = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
+    return "_".join(re.findall("[a-z0-9]+", folded))
