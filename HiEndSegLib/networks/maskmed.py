@@ -68,18 +68,32 @@ class PyramidEncoder(nn.Module):
         summed = sum(proj(t) for proj, t in zip(self.token_proj, [*taps, last]))
         return summed.transpose(1, 2).unflatten(2, self.vit.patch_embed.grid(x.shape[2:]))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, I, J, K), edges multiples of 24 (patch 12) -> decoder maps at strides 8, 4, 2."""
-        s2, s4, s8 = self.pyramid(x)
-        tokens = self.tokens_map(x)
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """(B, C, I, J, K), edges multiples of 24 (patch 12) -> maps at strides 2, 4, 8 and the ViT's level.
+
+        The part that says nothing of classes yet; what follows (`refine`, `decode`) can be taught on its results.
+        """
+        return [*self.pyramid(x), self.tokens_map(x)]
+
+    def refine(self, maps: list[Tensor]) -> list[Tensor]:
+        """FSAD: stride 8 and the ViT's level take from all levels; shapes stay."""
+        s2, s4, s8, tokens = maps
         levels = [m for stride, m in ((2, s2), (4, s4), (8, s8)) if stride >= self.finest_value_stride]
         if self.finest_value_stride == 1:
             levels = [depth_to_space(self.full_resolution(s2))] + levels
-        s8, tokens = self.fsad([*levels, tokens])
+        return [s2, s4, *self.fsad([*levels, tokens])]
+
+    def decode(self, maps: list[Tensor]) -> list[Tensor]:
+        """Refined maps -> decoder maps at strides 8, 4, 2."""
+        s2, s4, s8, tokens = maps
         d8 = self.up8(s8 + resize_trilinear(tokens, s8.shape[2:]))
         d4 = self.up4(s4 + resize_trilinear(self.lateral4(d8), s4.shape[2:]))
         d2 = self.up2(s2 + resize_trilinear(self.lateral2(d4), s2.shape[2:]))
         return [d8, d4, d2]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, I, J, K), edges multiples of 24 (patch 12) -> decoder maps at strides 8, 4, 2."""
+        return self.decode(self.refine(self.encode(x)))
 
 
 class MaskMed(nn.Module):
@@ -103,13 +117,21 @@ class MaskMed(nn.Module):
 
     def forward(self, x: Tensor) -> HeadOutput:
         """(B, C, I, J, K) -> HeadOutput."""
-        maps = dict(zip((8, 4, 2), self.encoder(x)))
+        return self.answer(self.encoder(x))
+
+    def answer(self, decoded: list[Tensor]) -> HeadOutput:
+        """Decoder maps at strides 8, 4, 2 -> HeadOutput."""
+        maps = dict(zip((8, 4, 2), decoded))
         features = self.mask_features(maps[2])
         return self.head([maps[s] for s in self.head_scales], features)
 
     def scores(self, x: Tensor) -> Tensor:
         """(B, C, I, J, K) -> (B, num_classes, I, J, K), non-negative, sum 1 over classes, channel 0 background."""
-        out = self(x)
+        return self.scores_of(self(x))
+
+    @staticmethod
+    def scores_of(out: HeadOutput) -> Tensor:
+        """The scores an answer stands for."""
         features = out.mask_features
         # Slab by slab: features and logits of all queries at 96^3 are 130 MB, which every elementwise step would carry
         # through main memory; a slab stays in the cache.
@@ -135,8 +157,17 @@ class PointwiseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, I, J, K) -> logits (B, num_classes, I, J, K)."""
-        return self.classifier(self.mask_features(self.encoder(x)[-1]).full())
+        return self.answer(self.encoder(x))
+
+    def answer(self, decoded: list[Tensor]) -> Tensor:
+        """Decoder maps at strides 8, 4, 2 -> logits."""
+        return self.classifier(self.mask_features(decoded[-1]).full())
 
     def scores(self, x: Tensor) -> Tensor:
         """Softmax over classes, (B, num_classes, I, J, K)."""
-        return self(x).softmax(1)
+        return self.scores_of(self(x))
+
+    @staticmethod
+    def scores_of(out: Tensor) -> Tensor:
+        """The scores logits stand for."""
+        return out.softmax(1)

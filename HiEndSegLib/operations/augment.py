@@ -1,7 +1,7 @@
 """Augmentation of one crop: turned, scaled and bent by one `grid_sample`, and its intensities made to vary.
 
-Flipping is left out: left and right are labels. All of it is torch on purpose: one `grid_sample` for rotation, scale and
-elastic deformation of a 96^3 crop takes 0.1 s on 2 cores; the same chain of MONAI transforms took over a second.
+Flipping is left out: left and right are labels. All of it is torch on purpose: one `grid_sample` for rotation, scale
+and elastic deformation of a 96^3 crop takes 0.1 s on 2 cores; the same chain of MONAI transforms took over a second.
 Every draw comes from the numpy generator that is handed in, so a seed decides everything.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def keep_inside(centre: np.ndarray, shape: Sequence[int], size: int, play: float = 8) -> np.ndarray:
-    """The centre moved so that most of a crop of `size` lies inside; axes shorter than it are centred with some play."""
+    """The centre moved so that most of a crop of `size` lies inside; shorter axes are centred with some play."""
     shape = np.asarray(shape, float)
     low, high = np.minimum(size / 2, shape / 2) - play, np.maximum(shape - size / 2, shape / 2) + play
     return np.clip(centre, low, high)
