@@ -93,8 +93,11 @@ class AttentionResult:
                           f"it holds the blocks {have}.")
 
     def as_volume(self, one: AttentionMap, like: Volume, scale: str = "share") -> Volume:
-        """A map on the lattice of `like` (float32): linear between cell centres, 0 outside the window."""
-        return resample_like(one.as_cells(scale), like, order=1, fill=0.0)
+        """A map on the lattice of `like` (float32): linear between cell centres, 0 outside the window.
+
+        For the lattice of the volume that was looked at (any orientation) this takes the time of writing the result.
+        """
+        return on_lattice(one.as_cells(scale), like)
 
     @property
     def window(self) -> tuple[tuple[float, float], ...]:
@@ -177,6 +180,42 @@ def box_corners(matrix: np.ndarray, low, high) -> np.ndarray:
     """(8, 3) RAS corners of the cells [low, high) of a lattice, half a cell beyond their centres."""
     return np.array([(matrix @ [i - 0.5, j - 0.5, k - 0.5, 1.0])[:3] for i in (low[0], high[0])
                      for j in (low[1], high[1]) for k in (low[2], high[2])])
+
+
+def on_lattice(cells: Volume, like: Volume) -> Volume:
+    """A few large cells on the lattice of `like`, float32: linear between their centres, as far as they reach (half a
+    cell beyond the outermost centres), 0 elsewhere. The same numbers as `resample_like`, several times as fast where
+    the axes of both run along each other, as those of a volume and its tokens do."""
+    step = cells.ras_to_ijk @ like.ijk_to_ras
+    reach = np.abs(step[:3, :3]) * np.maximum(np.asarray(like.shape) - 1, 1)
+    axes = [int(a) for a in reach.argmax(axis=0)]                      # of the cells, for every axis of `like`
+    rest = reach.copy()
+    rest[axes, range(3)] = 0.0
+    if sorted(axes) != [0, 1, 2] or rest.max() > 1e-3:
+        return resample_like(cells, like, order=1, fill=0.0)
+    array = np.zeros(like.shape, dtype=np.float32, order="F")
+    rows = [_rows(step[a, b], step[a, 3], like.shape[b], cells.shape[a]) for b, a in enumerate(axes)]
+    (i, wi), (j, wj), (k, wk) = rows
+    if not min(len(wi), len(wj), len(wk)):
+        return Volume(array, like.ijk_to_ras, cells.name)
+    small = np.einsum("abc,ia,kc->kbi", cells.array.transpose(axes), wi, wk, optimize=True)
+    for plane, index in zip(small, range(k.start, k.stop)):             # plane (cells along j, I)
+        array[i, j, index] = (wj @ plane).T
+    return Volume(array, like.ijk_to_ras, cells.name)
+
+
+def _rows(scale: float, offset: float, size: int, cells: int) -> tuple[slice, np.ndarray]:
+    """Which of `size` samples fall onto the cells, and (samples, cells) weights that interpolate there."""
+    place = scale * np.arange(size) + offset
+    hit = np.flatnonzero((place >= -0.5 - 1e-5) & (place <= cells - 0.5 + 1e-5))
+    if not len(hit):
+        return slice(0, 0), np.zeros((0, cells), dtype=np.float32)
+    place = np.clip(place[hit], 0.0, cells - 1.0)
+    low = np.minimum(place.astype(np.intp), max(cells - 2, 0))
+    weights = np.zeros((len(hit), cells), dtype=np.float32)
+    weights[np.arange(len(hit)), low] = 1.0 - (place - low)
+    weights[np.arange(len(hit)), np.minimum(low + 1, cells - 1)] += place - low
+    return slice(int(hit[0]), int(hit[-1]) + 1), weights
 
 
 def scaled(weights: np.ndarray, scale: str) -> np.ndarray:
