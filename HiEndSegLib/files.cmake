@@ -79,9 +79,11 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/build.py
   HiEndSegLib/networks/deformable.py
   HiEndSegLib/networks/effective_rank.py
+  HiEndSegLib/networks/grow.py
   HiEndSegLib/networks/head_trace.py
   HiEndSegLib/networks/hi_end_mae.py
   HiEndSegLib/networks/looking.py
+  HiEndSegLib/networks/low_rank.py
   HiEndSegLib/networks/mask_features.py
   HiEndSegLib/networks/mask_head.py
   HiEndSegLib/networks/maskmed.py
@@ -94,6 +96,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/unetr.py
   HiEndSegLib/networks/vit.py
   HiEndSegLib/operations/__init__.py
+  HiEndSegLib/operations/adapt_checks.py
   HiEndSegLib/operations/attend_result.py
   HiEndSegLib/operations/augment.py
   HiEndSegLib/operations/devices.py

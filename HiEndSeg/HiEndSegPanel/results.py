@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .widgets import Connections
+from .widgets import Connections, fillTable
 
 #: Rows of the table that are seen without scrolling.
 MOST_ROWS = 9
@@ -72,19 +71,6 @@ class ResultRow:
         ui.tableBox.setVisible(node is not None)
         if node is None:
             return
-        columns, rows = node.GetNumberOfColumns(), node.GetNumberOfRows()
-        table.setColumnCount(columns)
-        table.setRowCount(rows)
-        table.setHorizontalHeaderLabels([node.GetColumnName(column) for column in range(columns)])
-        for row in range(rows):
-            for column in range(columns):
-                item = qt.QTableWidgetItem(node.GetCellText(row, column))
-                if column:
-                    item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
-                table.setItem(row, column, item)
-        table.resizeColumnsToContents()
-        if columns:
-            table.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.Stretch)
-        table.resizeRowsToContents()
-        height = table.horizontalHeader().sizeHint.height() + 2 * table.frameWidth
-        table.setFixedHeight(height + sum(table.rowHeight(row) for row in range(min(rows, MOST_ROWS))))
+        columns, rows = range(node.GetNumberOfColumns()), range(node.GetNumberOfRows())
+        fillTable(table, [node.GetColumnName(column) for column in columns],
+                  [[node.GetCellText(row, column) for column in columns] for row in rows], MOST_ROWS)

@@ -8,7 +8,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .widgets import ButtonRow, Connections, QuestionBox, fillRows, fitHeight, setText, swatch, warningPixmap
+from .widgets import ButtonRow, Connections, QuestionBox, fillBox, fillRows, fitHeight, setText, swatch, warningPixmap
 
 
 def fitRegion(roi, volume):
@@ -186,13 +186,7 @@ class SegmentSection:
 
     def _showMachine(self, state):
         ui = self.ui
-        titles = [row.title for row in state.devices]
-        if [ui.deviceBox.itemText(n) for n in range(ui.deviceBox.count)] != titles:
-            ui.deviceBox.clear()
-            for title in titles:
-                ui.deviceBox.addItem(title)
-        for index, row in enumerate(state.devices):
-            ui.deviceBox.setItemData(index, row.sentence, qt.Qt.ToolTipRole)
+        fillBox(ui.deviceBox, [(row.title, row.sentence) for row in state.devices])
         chosen = [index for index, row in enumerate(state.devices) if row.kind == state.device]
         ui.deviceBox.setCurrentIndex(chosen[0] if chosen else -1)
         setText(ui.deviceSentence, state.device_sentence)

@@ -27,6 +27,64 @@ def fillRows(rows, texts):
         item.setToolTip(tooltip)
 
 
+def fillBox(box, texts):
+    """Make a QComboBox hold these (text, tooltip) rows; what is chosen is set afterwards."""
+    if [box.itemText(index) for index in range(box.count)] != [text for text, _tooltip in texts]:
+        box.clear()
+        for text, _tooltip in texts:
+            box.addItem(text)
+    for index, (_text, tooltip) in enumerate(texts):
+        box.setItemData(index, tooltip, qt.Qt.ToolTipRole)
+
+
+def fillTree(rows, headers, texts):
+    """Make a QTreeWidget hold these (texts of a row, tooltip), keeping its items where it can; gives the items."""
+    rows.setColumnCount(len(headers))
+    rows.setHeaderLabels(list(headers))
+    while rows.topLevelItemCount > len(texts):
+        rows.takeTopLevelItem(rows.topLevelItemCount - 1)
+    for index, (columns, tooltip) in enumerate(texts):
+        item = rows.topLevelItem(index) if index < rows.topLevelItemCount else qt.QTreeWidgetItem(rows)
+        for column, text in enumerate(columns):
+            if item.text(column) != text:
+                item.setText(column, text)
+            item.setToolTip(column, tooltip)
+            if column:
+                item.setTextAlignment(column, qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+    header = rows.header()
+    header.setStretchLastSection(False)
+    header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
+    for column in range(1, len(headers)):
+        header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
+    return [rows.topLevelItem(index) for index in range(len(texts))]
+
+
+def fitTree(rows, most):
+    """Make a QTreeWidget as high as its rows, up to `most`; after check marks and icons, which make rows higher."""
+    shown = max(1, min(rows.topLevelItemCount, most))
+    rows.setFixedHeight(rows.header().sizeHint.height() + 2 * rows.frameWidth
+                        + shown * max(rows.sizeHintForRow(0), rows.fontMetrics().height()))
+
+
+def fillTable(table, headers, texts, most):
+    """Make a QTableWidget show these rows of texts, the first column stretched; as high as they are up to `most`."""
+    table.setColumnCount(len(headers))
+    table.setRowCount(len(texts))
+    table.setHorizontalHeaderLabels(list(headers))
+    for row, columns in enumerate(texts):
+        for column, text in enumerate(columns):
+            item = qt.QTableWidgetItem(text)
+            if column:
+                item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+            table.setItem(row, column, item)
+    table.resizeColumnsToContents()
+    if headers:
+        table.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.Stretch)
+    table.resizeRowsToContents()
+    height = table.horizontalHeader().sizeHint.height() + 2 * table.frameWidth
+    table.setFixedHeight(height + sum(table.rowHeight(row) for row in range(min(len(texts), most))))
+
+
 def fitHeight(rows, least, most):
     """Make a list as high as its rows, within limits; it scrolls beyond."""
     shown = min(max(rows.count, least), most)

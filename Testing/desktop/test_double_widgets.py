@@ -94,6 +94,55 @@ def test_show_3d_makes_and_removes_the_surface(scene):
     button.delete()
 
 
+def plot_chart(scene, values=(3.0, 2.0, 1.0)):
+    import slicer
+    import vtk
+
+    table, series, chart = (add(scene, f"vtkMRML{kind}Node", kind) for kind in ("Table", "PlotSeries", "PlotChart"))
+    for name in ("x", "y"):
+        column = vtk.vtkDoubleArray()
+        column.SetName(name)
+        for number, value in enumerate(values):
+            column.InsertNextValue(number if name == "x" else value)
+        table.GetTable().AddColumn(column)
+    series.SetAndObserveTableNodeID(table.GetID())
+    series.SetXColumnName("x")
+    series.SetYColumnName("y")
+    series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
+    chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    return chart
+
+
+def test_a_plot_view_draws_the_chart_of_its_node(scene):
+    import slicer
+
+    chart, node = plot_chart(scene), scene.CreateNodeByClass("vtkMRMLPlotViewNode")
+    node.UnRegister(None)
+    view = slicer.qMRMLPlotView()
+    with pytest.raises(RuntimeError):
+        view.setMRMLPlotViewNode(node)              # the view has no scene yet
+    view.setMRMLScene(scene)
+    node.SetAndObserveParentLayoutNodeID(chart.GetID())
+    scene.AddNode(node)
+    node.SetPlotChartNodeID(chart.GetID())
+    view.setMRMLPlotViewNode(node)
+    assert [(name, len(points)) for name, _color, points in view._series()] == [("PlotSeries", 3)]
+    view.resize(200, 120)
+    empty = view.grab().toImage()
+    scene.RemoveNode(chart)
+    assert view._series() == [] and view.grab().toImage() != empty
+    with pytest.raises(AttributeError):
+        view.mrmlPlotViewNode()                     # not invokable in Slicer either
+    view.setMRMLPlotViewNode(None)
+    view.setMRMLScene(None)
+    view.delete()
+
+
+def test_a_plot_view_node_without_an_owner_is_the_layout_managers(scene):
+    add(scene, "vtkMRMLPlotViewNode", "mine")
+    assert any("NoOwner" in text for text in failures.taken())
+
+
 def test_the_editor_insists_on_its_order(scene):
     import slicer
 

@@ -27,7 +27,7 @@ def start(folder):
                            "'PySide6-Essentials>=6.9,<6.12'.")
 
     from . import application, ctk_module, dialogs, mrml_widgets, packages, pythonqt, qt_module, scripted
-    from . import segmentation_widgets
+    from . import plot_widgets, segmentation_widgets
 
     if getattr(slicer, "app", None) is not None:
         return slicer.app
@@ -35,7 +35,7 @@ def start(folder):
     sys.modules["qt"] = qt_module.make()
     sys.modules["ctk"] = ctk_module.make()
     dialogs.install()
-    for widgets in (mrml_widgets, segmentation_widgets, scripted):
+    for widgets in (mrml_widgets, segmentation_widgets, plot_widgets, scripted):
         for cls in widgets.OFFERED:
             setattr(slicer, cls.__name__, cls)
     packages.install(slicer)

@@ -12,7 +12,7 @@ from pathlib import Path
 import vtk
 from PySide6 import QtCore, QtWidgets
 
-from . import dialogs, scripted
+from . import dialogs, plot_widgets, scripted
 
 Property, Signal = QtCore.Property, QtCore.Signal
 
@@ -180,6 +180,7 @@ def _scene(slicer) -> None:
     slicer.mrmlScene = scene
     slicer.app.logic = logic
     _plugins(slicer, scene)
+    plot_widgets.watch_layout(scene)
 
 
 def _plugins(slicer, scene) -> None:
