@@ -83,6 +83,33 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument("--series", metavar="S", help="DICOM series by number or part of its description")
     segment.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
+    adapt = command("adapt", "Teach a model from one labelled case; the result is a version of its own, the model "
+                             "stays as it is.", engine=True)
+    adapt.add_argument("volume", metavar="VOLUME", help="the image, or a DICOM folder")
+    adapt.add_argument("labels", metavar="LABELS",
+                       help="labels of it: .seg.nrrd, or an image of values with a labels.json beside it")
+    adapt.add_argument("--name", required=True, help="what the new version is called")
+    adapt.add_argument("--structures", action="append", metavar="A,B", help="teach only these, by id or name")
+    adapt.add_argument("--new", action="append", metavar="ID=NAME",
+                       help="teach a structure the model does not know; VALUE:ID=NAME where the labels have no names")
+    adapt.add_argument("--model", metavar="ID", help="model id, id@version or folder (default: the shipped one)")
+    adapt.add_argument("--encoder", metavar="FILE", help="make a new model around these encoder weights instead")
+    speed = adapt.add_mutually_exclusive_group()
+    speed.add_argument("--quick", dest="speed", action="store_const", const="quick",
+                       help="the encoder stays as it is (default on a CPU)")
+    speed.add_argument("--full", dest="speed", action="store_const", const="full",
+                       help="everything learns (default on a graphics card)")
+    adapt.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: auto)")
+    adapt.add_argument("--steps", type=int, metavar="N", help="at most this many steps (default: by the speed)")
+    adapt.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same result on a CPU (default: 0)")
+    adapt.add_argument("--series", metavar="S", help="DICOM series by number or part of its description")
+    adapt.add_argument("--sides", choices=("ask", "keep", "swap"), default="ask",
+                       help="what to do when left and right look swapped (default: stop and say so)")
+    adapt.add_argument("--keep-teaching", action="store_true",
+                       help="keep parts of this case beside the version, so that the next case does not undo it")
+    adapt.add_argument("--keep-anyway", action="store_true", help="keep the version even if nothing got better")
+    adapt.set_defaults(speed="auto")
+
     models = command("models", "List, show, add, remove or verify models.")
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, help, argument, optional in (
