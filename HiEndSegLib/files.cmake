@@ -17,6 +17,8 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/bridge/volumes.py
   HiEndSegLib/cli/__init__.py
   HiEndSegLib/cli/__main__.py
+  HiEndSegLib/cli/adapt.py
+  HiEndSegLib/cli/adapt_labels.py
   HiEndSegLib/cli/batch.py
   HiEndSegLib/cli/command.py
   HiEndSegLib/cli/console.py
