@@ -69,12 +69,16 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/models/card.py
   HiEndSegLib/models/card_checks.py
   HiEndSegLib/models/card_schema.py
+  HiEndSegLib/models/deltas.py
   HiEndSegLib/models/encoders.py
+  HiEndSegLib/models/family.py
   HiEndSegLib/models/intake.py
   HiEndSegLib/models/loading.py
   HiEndSegLib/models/official.py
   HiEndSegLib/models/recognize.py
   HiEndSegLib/models/registry.py
+  HiEndSegLib/models/teaching.py
+  HiEndSegLib/models/versions.py
   HiEndSegLib/models/weights.py
   HiEndSegLib/networks/__init__.py
   HiEndSegLib/networks/attention.py

@@ -46,7 +46,8 @@ def _weights(**changes):
 
 @pytest.mark.parametrize("changes, words", [
     ({"format": "other"}, "field format must be 'hiendseg-model'"),
-    ({"format_version": 2}, "install a newer HiEndSeg"),
+    ({"format_version": 3}, "install a newer HiEndSeg"),
+    ({"format_version": 2}, "field adaptation belongs to cards of format version 2"),
     ({"id": "Ti ny"}, "field id is not written"),
     ({"id": "../tiny"}, "field id"),
     ({"version": "newest"}, "field version"),

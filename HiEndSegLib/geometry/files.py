@@ -1,4 +1,4 @@
-"""Writing so that a file is either there and whole, or not there at all."""
+"""Writing so that a file or folder is either there and whole, or not there at all."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import OutputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
+
+#: A staging folder this old belongs to no program that still writes to it.
+_LEFTOVER_SECONDS = 24 * 3600
 
 
 @contextlib.contextmanager
@@ -43,6 +49,39 @@ def atomic_target(path, ending: str | None = None) -> Iterator[Path]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+@contextlib.contextmanager
+def staged_folder(target, prefix: str = ".writing-") -> Iterator[Path]:
+    """Give an empty folder beside `target` to write into; on success it becomes `target`, else it is removed.
+
+    Missing folders above are made. What a killed program left of the same kind a day ago or earlier is cleared away.
+    Raises OSError as the system does (FileExistsError where there is a `target` already), so that callers can say what
+    could not be written.
+    """
+    target, staging = Path(target), None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(target.parent, prefix)
+        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        yield staging
+        os.chmod(staging, 0o755)                            # mkdtemp made it private
+        _sync_folder(staging)
+        if os.path.lexists(target):                         # an empty folder would be replaced silently
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        os.rename(staging, target)                          # fails rather than overwrite if somebody was faster
+        staging = None
+        _sync_folder(target.parent)
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _clear_leftovers(folder: Path, prefix: str) -> None:
+    for entry in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if not entry.is_symlink() and entry.stat().st_mtime < time.time() - _LEFTOVER_SECONDS:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from ..errors import ModelError, OutputError
 from ..geometry.files import atomic_target
 from ..geometry.labels import Label
 from ..tasks import CancelToken
-from .card_schema import CARD_SCHEMA, FORMAT, FORMAT_VERSION
+from .card_checks import MAX_CARD_BYTES, check_plain, json_from_bytes, leads_outside, short
+from .card_schema import CARD_SCHEMA, FORMAT, FORMAT_VERSION, VERSION_FORMAT_VERSION
 
 CARD_NAME = "card.json"
-MAX_CARD_BYTES = 1024 * 1024
 _CHUNK = 4 * 1024 * 1024
 
 
@@ -32,6 +31,8 @@ class ModelCard:
     spacing: mm along R, A, S. tile: voxels at that spacing. overlap: fraction of a tile shared with its neighbour.
     windows: one (lo, hi) pair per network input channel, in HU for CT. labels: value = network class, 1…K.
     weights: {"file", "sha256", "bytes", "dtype"}. folder: where it was read from, None for a card made in memory.
+    adaptation: for a version, whose weights are changes to a whole model ("base"): where it comes from and how it was
+    measured, see `versions`; None for a whole model.
     """
 
     id: str
@@ -52,7 +53,13 @@ class ModelCard:
     training: dict = field(default_factory=dict)
     scores: list[dict] = field(default_factory=list)
     default: bool = False
+    adaptation: dict | None = None
     folder: Path | None = None
+
+    @property
+    def is_version(self) -> bool:
+        """Whether the weights are changes to another model, which must be there to load this one."""
+        return self.adaptation is not None
 
     @property
     def key(self) -> str:
@@ -105,17 +112,6 @@ def card_from_bytes(raw: bytes, folder: Path | None = None, where: str | None = 
     return card_from_dict(json_from_bytes(raw, where), folder, where)
 
 
-def json_from_bytes(raw: bytes, where: str) -> Any:
-    """What an untrusted JSON file says; ModelError for one that is too large, doubled or no JSON."""
-    if len(raw) > MAX_CARD_BYTES:
-        raise ModelError(f"{where} is larger than {MAX_CARD_BYTES // 1024} kB and is not a model card.")
-    try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ModelError(f"{where} is not readable JSON: {_short(reason)}.") from None
-
-
 def card_from_dict(data: Any, folder: Path | None = None, where: str | None = None) -> ModelCard:
     """Check a card's JSON object and make a `ModelCard` of it. Raises ModelError naming the field."""
     where = where or (f"{CARD_NAME} of {folder.name!r}" if folder is not None else CARD_NAME)
@@ -129,13 +125,13 @@ def card_from_dict(data: Any, folder: Path | None = None, where: str | None = No
         labels=[Label.from_dict(entry) for entry in sorted(data["labels"], key=lambda entry: entry["value"])],
         licence=data["licence"], provenance=data["provenance"], training=data.get("training", {}),
         scores=data.get("scores", []), weights=dict(data["weights"]), default=data.get("default", False),
-        folder=folder)
+        adaptation=data.get("adaptation"), folder=folder)
 
 
 def card_to_dict(card: ModelCard) -> dict:
     """The JSON object of a card; `card_from_dict(card_to_dict(card))` gives the card back."""
     data = {
-        "format": FORMAT, "format_version": FORMAT_VERSION,
+        "format": FORMAT, "format_version": VERSION_FORMAT_VERSION if card.is_version else FORMAT_VERSION,
         "id": card.id, "version": card.version, "title": card.title, "description": card.description,
         "modality": card.modality, "network": card.network, "spacing": list(card.spacing), "tile": list(card.tile),
         "overlap": card.overlap,
@@ -146,6 +142,8 @@ def card_to_dict(card: ModelCard) -> dict:
     }
     if card.default:
         data["default"] = True
+    if card.is_version:
+        data["adaptation"] = card.adaptation
     return data
 
 
@@ -158,7 +156,7 @@ def write_card(card: ModelCard, folder: str | os.PathLike) -> Path:
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"The model card {path} could not be written ({_short(str(error))}); "
+        raise OutputError(f"The model card {path} could not be written ({short(str(error))}); "
                           "nothing was changed.") from None
     with atomic_target(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -209,15 +207,11 @@ def inside(folder: Path, name: str, model: str) -> Path:
     """`folder/name` if it is a plain file that really lies in the folder (links leading out are refused)."""
     path = folder / name
     if leads_outside(name) or path.resolve().parent != folder.resolve():
-        raise ModelError(f"Model {model} names a file outside its own folder ({_short(name)}), which no model may do; "
+        raise ModelError(f"Model {model} names a file outside its own folder ({short(name)}), which no model may do; "
                          "do not use it, and ask its author for a proper copy.")
     if not path.is_file():
         raise ModelError(f"Model {model} has no file {name}; copy it into {folder} or get the model again.")
     return path
-
-
-def leads_outside(name: str) -> bool:
-    return any(part in name for part in ("/", "\\", ":", "\0")) or name in ("", ".", "..")
 
 
 # ---------------------------------------------------------------------------------------------------- checking
@@ -229,7 +223,7 @@ def _check(data: Any, where: str) -> None:
     values = sorted(entry["value"] for entry in data["labels"])
     if values != list(range(1, len(values) + 1)):
         raise ModelError(f"{where}: the label values must be 1 to {len(values)} without gap or repetition, and they "
-                         f"are {_short(', '.join(map(str, values)))}.")
+                         f"are {short(', '.join(map(str, values)))}.")
     ids = [entry["id"] for entry in data["labels"]]
     doubled = sorted({name for name in ids if ids.count(name) > 1})
     if doubled:
@@ -241,26 +235,10 @@ def _check(data: Any, where: str) -> None:
     for field_name, value in _loop_counts(data["network"], "network"):
         if value > 128:
             raise ModelError(f"{where}: field {field_name} is {value}; a network deeper than 128 is not accepted.")
-
-
-def check_plain(data: Any, where: str, schema: dict) -> None:
-    """What all cards have in common: format version, plain text, weights inside the folder, the schema. ModelError."""
-    known = schema["properties"]
-    if isinstance(data, dict) and data.get("format") == known["format"]["const"]:
-        version, newest = data.get("format_version"), known["format_version"]["const"]
-        if isinstance(version, int) and version > newest:
-            raise ModelError(f"{where} has format version {version}, and this HiEndSeg reads up to {newest}; "
-                             "install a newer HiEndSeg to use this model.")
-    for field_name, text in _strings(data, ""):
-        if any((ord(c) < 32 and c not in "\n\t") or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
-            raise ModelError(f"{where}: the text of field {_short(field_name) or 'keys'} holds control characters; "
-                             "a card may hold plain text only.")
-    weights = data.get("weights") if isinstance(data, dict) else None
-    name = weights.get("file") if isinstance(weights, dict) else None
-    if isinstance(name, str) and leads_outside(name):
-        raise ModelError(f"{where}: field weights.file ({_short(name)}) points outside the model's own folder, which "
-                         "no model may do; do not use it, and ask its author for a proper copy.")
-    _check_schema(data, where, schema)
+    if ("adaptation" in data) != (data["format_version"] == VERSION_FORMAT_VERSION):
+        raise ModelError(f"{where}: field adaptation belongs to cards of format version {VERSION_FORMAT_VERSION}, all "
+                         f"of which have it, and this card has version {data['format_version']}; correct the card or "
+                         "get the model again.")
 
 
 def _loop_counts(value: Any, path: str):
@@ -271,77 +249,3 @@ def _loop_counts(value: Any, path: str):
             if isinstance(entry, int) and any(word in key for word in ("depth", "layers", "blocks", "levels")):
                 yield here, entry
             yield from _loop_counts(entry, here)
-
-
-def _check_schema(data: Any, where: str, schema: dict) -> None:
-    import jsonschema  # half the import time of this module; a face lists models only when asked
-
-    validator = jsonschema.Draft202012Validator(schema)
-    error = jsonschema.exceptions.best_match(validator.iter_errors(data))
-    if error is None:
-        return
-    name = _field(error.absolute_path)
-    at = f"field {name}" if name else "the card"
-    got = _short(json.dumps(error.instance, ensure_ascii=False))
-    rule, limit = error.validator, error.validator_value
-    if rule == "required":
-        missing = next(key for key in limit if key not in error.instance)
-        said = f"field {name + '.' if name else ''}{missing} is missing"
-    elif rule == "additionalProperties":
-        unknown = next(key for key in error.instance if key not in error.schema.get("properties", {}))
-        said = f"{at} has an unknown entry {_short(unknown)!r}"
-    elif rule == "type":
-        said = f"{at} must be of type {' or '.join(limit) if isinstance(limit, list) else limit}, and it is {got}"
-    elif rule in ("minimum", "maximum"):
-        said = f"{at} must be at {'least' if rule == 'minimum' else 'most'} {limit}, and it is {got}"
-    elif rule in ("minItems", "minLength", "maxItems", "maxLength", "maxProperties"):
-        said = f"{at} must have at {'least' if rule.startswith('min') else 'most'} {limit} " \
-               f"{'characters' if rule.endswith('Length') else 'entries'}"
-    elif rule == "enum":
-        said = f"{at} must be one of {', '.join(map(str, limit))}, and it is {got}"
-    elif rule == "const":
-        said = f"{at} must be {limit!r}, and it is {got}"
-    elif rule == "pattern":
-        said = f"{at} is not written as it must be ({got}; allowed is {limit})"
-    else:
-        said = f"{at} is not acceptable ({got})"
-    raise ModelError(f"{where}: {said}; correct the card or get the model again.")
-
-
-def _field(path) -> str:
-    """`labels[2].color[1]` from the path of a schema error."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{_short(part)}"
-    return text
-
-
-def _strings(value: Any, path: str):
-    """Every text in a JSON value with the name of its field, keys included."""
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            yield path, key
-            yield from _strings(entry, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for number, entry in enumerate(value):
-            yield from _strings(entry, f"{path}[{number}]")
-
-
-def _short(text: str, limit: int = 120) -> str:
-    """Foreign text made fit for one line of a message."""
-    text = re.sub(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+", "?", str(text))
-    return text if len(text) <= limit else text[:limit - 1] + "…"
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return result
-
-
-def _no_constant(name: str):
-    raise ValueError(f"{name} is not a number that JSON allows")

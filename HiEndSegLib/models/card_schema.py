@@ -8,6 +8,12 @@ from __future__ import annotations
 
 FORMAT = "hiendseg-model"
 FORMAT_VERSION = 1
+#: Of the card of a version, whose weights are changes to another model: programs that know only 1 refuse it.
+VERSION_FORMAT_VERSION = 2
+
+#: Longest name a person may give a version, and most cases that are kept beside one.
+MAX_NAME = 100
+MAX_TEACHING_CASES = 64
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{1,6}(\.[0-9]{1,6}){0,3}([.+-][A-Za-z0-9]+([.+-][A-Za-z0-9]+)*)?$"
@@ -32,6 +38,52 @@ _NETWORK_VALUE = {
     ]
 }
 
+#: A model by id, version and the checksum of its weights; the title is for people who no longer have it.
+_REFERENCE = {
+    "type": "object",
+    "required": ["id", "version", "sha256"],
+    "additionalProperties": False,
+    "properties": {
+        "id": {"type": "string", "pattern": ID_PATTERN},
+        "version": {"type": "string", "pattern": VERSION_PATTERN, "maxLength": 64},
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "title": {"type": "string", "minLength": 1, "maxLength": 200},
+    },
+}
+
+_MEASURED = {"type": "array", "maxItems": 254, "items": {"type": "object", "maxProperties": 32}}
+
+#: Where a version comes from. base: the whole model its weights are changes to. parent: what it was adapted from, the
+#: base itself or another version of it. case: what it learned from, without anything about the patient.
+#: teaching_cases: how many cases were kept beside it for the next adaptation, when it was written.
+ADAPTATION_SCHEMA = {
+    "type": "object",
+    "required": ["base", "parent", "name", "date", "case", "parameters", "report", "teaching_cases"],
+    "additionalProperties": False,
+    "properties": {
+        "base": _REFERENCE,
+        "parent": _REFERENCE,
+        "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+        "date": {"type": "string",
+                 "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?([+-][0-9]{2}:[0-9]{2}|Z)?)?$"},
+        "case": {
+            "type": "object",
+            "required": ["fingerprint", "shape", "spacing"],
+            "additionalProperties": False,
+            "properties": {
+                "fingerprint": {"type": "string", "pattern": "^[0-9a-f]{8,64}$"},
+                "shape": {"type": "array", "minItems": 3, "maxItems": 3,
+                          "items": {"type": "integer", "minimum": 1, "maximum": 65536}},
+                "spacing": {"type": "array", "minItems": 3, "maxItems": 3,
+                            "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},
+            },
+        },
+        "parameters": {"type": "object", "maxProperties": 100},
+        "report": {"type": "object", "maxProperties": 64, "properties": {"taught": _MEASURED, "protected": _MEASURED}},
+        "teaching_cases": {"type": "integer", "minimum": 0, "maximum": MAX_TEACHING_CASES},
+    },
+}
+
 CARD_SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "HiEndSeg model card",
@@ -41,7 +93,7 @@ CARD_SCHEMA = {
     "additionalProperties": False,
     "properties": {
         "format": {"const": FORMAT},
-        "format_version": {"const": FORMAT_VERSION},
+        "format_version": {"enum": [FORMAT_VERSION, VERSION_FORMAT_VERSION]},
         "id": {"type": "string", "pattern": ID_PATTERN},
         "version": {"type": "string", "pattern": VERSION_PATTERN, "maxLength": 64},
         "title": {"type": "string", "minLength": 1, "maxLength": 200},
@@ -110,6 +162,7 @@ CARD_SCHEMA = {
         "licence": {"type": "string", "minLength": 1, "maxLength": 5000},
         "provenance": {"type": "string", "minLength": 1, "maxLength": 20000},
         "training": {"type": "object"},
+        "adaptation": ADAPTATION_SCHEMA,
         "scores": {"type": "array", "maxItems": 1000, "items": {"type": "object"}},
         "weights": {
             "type": "object",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError, OutputError
 from ..geometry.files import atomic_target
-from .card import MAX_CARD_BYTES, check_plain, inside, json_from_bytes, verify_weights
+from .card import inside, verify_weights
+from .card_checks import MAX_CARD_BYTES, check_plain, json_from_bytes
 from .card_schema import CARD_SCHEMA, ID_PATTERN, VERSION_PATTERN, WEIGHTS_PATTERN
 
 if TYPE_CHECKING:

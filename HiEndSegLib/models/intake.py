@@ -16,9 +16,10 @@ from typing import BinaryIO, Iterator
 
 from ..errors import ModelError, OutputError
 from ..tasks import CancelToken
-from .card import CARD_NAME, MAX_CARD_BYTES, ModelCard, leads_outside, card_from_bytes, read_card
+from .card import CARD_NAME, ModelCard, card_from_bytes, read_card
+from .card_checks import MAX_CARD_BYTES, leads_outside
 
-_TEXT_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "README.md",
+TEXT_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "README.md",
                "README.txt", "NOTICE", "NOTICE.txt")
 _MAX_TEXT_BYTES = 1024 * 1024
 _MAX_ENTRIES = 1000
@@ -119,7 +120,7 @@ def copy_model(source: FolderSource | ZipSource, card: ModelCard, folder: Path,
         raise OutputError(f"Adding model {card.key} needs {need / 1e6:.0f} MB and {folder.parent} has "
                           f"{free / 1e6:.0f} MB free; free some space. Nothing was changed.")
     limits = {card.weights["file"]: card.weights["bytes"]}
-    limits.update({name: _MAX_TEXT_BYTES for name in _TEXT_NAMES if source.has(name)})
+    limits.update({name: _MAX_TEXT_BYTES for name in TEXT_NAMES if source.has(name)})
     limits[CARD_NAME] = MAX_CARD_BYTES
     for name, limit in limits.items():
         with source.open(name) as stream, open(folder / name, "wb") as target:

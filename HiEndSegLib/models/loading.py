@@ -21,6 +21,8 @@ from ..errors import HiEndSegError, ModelError, OutOfMemoryError, OutputError
 from ..geometry.files import atomic_target
 from ..tasks import CancelToken
 from .card import ModelCard, describe_weights, verify_weights, write_card
+from .deltas import from_tensors, merge, merged_shapes
+from .registry import Registry
 from .weights import read_safetensors
 
 Builder = Callable[[Mapping], nn.Module]
@@ -45,16 +47,24 @@ class Model:
 
 
 def load_model(card: ModelCard, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, *,
-               build: Builder | None = None, cancel: CancelToken | None = None) -> Model:
-    """Verify the checksum, build the network and fill it.
+               build: Builder | None = None, cancel: CancelToken | None = None,
+               registry: Registry | None = None) -> Model:
+    """Verify the checksum, build the network and fill it. A version is merged with its base on the way.
 
     dtype: number type of the parameters (None: float32). build: network builder (None: `networks.build`).
-    Raises ModelError (altered, does not fit its network, not finite) and OutOfMemoryError.
+    registry: where a version's base is (None: beside the version and in the usual folders).
+    Raises ModelError (altered, does not fit its network, not finite; base deleted or changed) and OutOfMemoryError.
     """
     path = verify_weights(card, cancel)
     build = build or _default_builder()
-    shapes = _header(card, path)
-    _refuse_too_large(card, shapes)
+    shapes, base = _header(card, path), None
+    if card.is_version:
+        base = find_base_of(card, registry)
+        base_shapes = _header(base, verify_weights(base, cancel))
+        _refuse_too_large(card, {**shapes, **base_shapes})
+        shapes = merged_shapes(shapes, base_shapes, _changes_of(card))
+    else:
+        _refuse_too_large(card, shapes)
     _check_channels(card, card.network)
     with torch.device("meta"):
         sketch = _build(card, build, may_need_memory=True)
@@ -66,7 +76,7 @@ def load_model(card: ModelCard, device: str | torch.device = "cpu", dtype: torch
     _check_classes(card, network)
     _check_tile(card, network)
     try:
-        state = _read(card, path)
+        state = read_state(card, registry, base)
         network.load_state_dict(state, strict=True)
         del state
         network.to(device=device, dtype=dtype or torch.float32)
@@ -131,10 +141,35 @@ def _refuse_too_large(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) ->
                                f"{free / 1e9:.1f} GB are free; close other programs or use a smaller model.")
 
 
-def _read(card: ModelCard, path: Path) -> dict[str, Tensor]:
-    tensors = read_safetensors(path)
+def find_base_of(card: ModelCard, registry: Registry | None = None) -> ModelCard:
+    """The base of a version: in `registry`, or beside the version, or in the usual folders. Raises ModelError."""
+    if registry is None and card.folder is not None:
+        try:
+            return Registry(user=card.folder.parent).base_of(card)
+        except ModelError:
+            pass
+    return (registry or Registry()).base_of(card)
+
+
+def read_state(card: ModelCard, registry: Registry | None = None, base: ModelCard | None = None) -> dict[str, Tensor]:
+    """A model's tensors by name, a version's merged with those of its base. Checksums are not looked at again.
+
+    Raises ModelError: damaged, not finite, or changes that do not fit the base.
+    """
+    tensors = read_safetensors(card.weights_path)
     _check_finite(card, tensors)
-    return tensors
+    if not card.is_version:
+        return tensors
+    base = base or find_base_of(card, registry)
+    state = read_state(base)
+    delta = from_tensors(tensors, {name: tuple(tensor.shape) for name, tensor in state.items()}, _changes_of(card))
+    state = merge(state, delta)
+    _check_finite(card, state)                  # two finite factors can have an infinite product
+    return state
+
+
+def _changes_of(card: ModelCard) -> str:
+    return f"The weights of version {card.key}"
 
 
 def _check_finite(card: ModelCard, tensors: Mapping[str, Tensor]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
 from ..errors import HiEndSegError, ModelError, OptionError, OutputError
+from ..geometry.files import staged_folder
 from ..resources import resource
 from ..tasks import CancelToken
-from .card import CARD_NAME, ModelCard, read_card, verify_weights
+from .card import CARD_NAME, ModelCard, read_card, verify_weights, write_card
+from .family import find_base, find_parent, free_id, free_name
 from .intake import copy_model, open_source
 
 USER_FOLDER_VARIABLE = "HIENDSEG_MODELS"
@@ -69,7 +70,7 @@ class Registry:
                 keys.add(card.key)
                 user.append(card)
         self._problems = problems
-        return shipped + user
+        return self._loadable(shipped + user)
 
     @property
     def problems(self) -> list[ModelProblem]:
@@ -110,7 +111,52 @@ class Registry:
         """Check card, size and checksum of a model; returns its card or raises ModelError."""
         card = self.get(id_or_path)
         verify_weights(card, cancel)
+        if card.is_version:
+            verify_weights(self.base_of(card), cancel)
         return card
+
+    # ------------------------------------------------------------------------------------------------ families
+
+    def base_of(self, card: ModelCard) -> ModelCard:
+        """The whole model whose weights a version changes; a whole model is its own base.
+
+        Raises ModelError where it is not installed, or has other weights than those the version was made for.
+        """
+        return find_base(card, self._all()) if card.is_version else card
+
+    def parent_of(self, card: ModelCard) -> ModelCard | None:
+        """What a version was adapted from: its base or another version; None for a whole model, or where the parent
+        was deleted since (a version does not need it)."""
+        return find_parent(card, self.list())
+
+    def versions_of(self, card: ModelCard) -> list[ModelCard]:
+        """The installed versions that were adapted from this model, at once or by way of other versions of it."""
+        return [other for other in self.list() if other.is_version and card.key != other.key and
+                any(other.adaptation[role]["sha256"] == card.checksum for role in ("base", "parent"))]
+
+    def ids(self) -> set[str]:
+        """Ids that are taken: those of the models, and of folders that are none."""
+        cards = self._all()
+        try:
+            folders = {entry.name.partition("@")[0] for entry in self.user.iterdir()}
+        except OSError:
+            folders = set()
+        return {card.id for card in cards} | folders
+
+    def _all(self) -> list[ModelCard]:
+        return _scan(self.shipped, []) + _scan(self.user, [])
+
+    def _loadable(self, cards: list[ModelCard]) -> list[ModelCard]:
+        """Without the versions whose base is gone; each becomes a problem."""
+        usable = []
+        for card in cards:
+            try:
+                if card.is_version:
+                    find_base(card, cards)
+                usable.append(card)
+            except ModelError as error:
+                self._problems.append(ModelProblem(card.folder, str(error)))
+        return usable
 
     # ------------------------------------------------------------------------------------------------ changing
 
@@ -120,45 +166,49 @@ class Registry:
 
         Only the card, the weights and texts (licence, read-me) are taken. check: called with the copy's card before
         it counts (e.g. `loading.load_model`, where torch is there); what it raises stops the addition.
-        Raises ModelError (not a sound model, or its id and version exist already) and OutputError (disk full, not
+        A version needs its base here, and gets a free name where another one has its own already.
+        Raises ModelError (not a sound model, it is here already, or its base is not) and OutputError (disk full, not
         writable).
         """
+        cards = self.list()
         with open_source(Path(path)) as source:
             card = source.card()
-            if any(card.key == other.key for other in self.list()):
+            stored = card
+            if card.is_version:
+                find_base(card, cards)
+                twin = next((other for other in cards if other.checksum == card.checksum), None)
+                card = twin or self._renamed(card, cards)
+            if any(card.key == other.key for other in cards):
                 raise ModelError(f"Model {card.key} is installed already and is not overwritten; remove it first with "
                                  f"'hiendseg models remove {card.key}' or give the new one another version.")
             target = self.user / card.key
             if target.exists():
                 raise ModelError(f"The folder {target} exists already and is not overwritten; remove it and add the "
                                  "model again.")
-            staging = None
             try:
-                self.user.mkdir(parents=True, exist_ok=True)
-                staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.user))
-                copy_model(source, card, staging, cancel)
-                copied = read_card(staging)
-                verify_weights(copied, cancel)
-                if check is not None:
-                    check(copied)
-                os.chmod(staging, 0o755)  # mkdtemp made it private
-                os.rename(staging, target)  # fails rather than overwrite if somebody was faster
-                staging = None
+                with staged_folder(target, ".adding-") as staging:
+                    copy_model(source, stored, staging, cancel)
+                    copied = read_card(staging)
+                    if card is not stored:
+                        write_card(card, staging)
+                        copied = read_card(staging)
+                    verify_weights(copied, cancel)
+                    if check is not None:
+                        check(copied)
             except OSError as error:
                 raise OutputError(f"The model could not be copied into {self.user} ({error.strerror or error}); free "
                                   "some space or make the folder writable. Nothing was changed.") from None
-            finally:
-                if staging is not None:
-                    shutil.rmtree(staging, ignore_errors=True)
         self._problems = None
         return read_card(target)
 
     def remove(self, id: str) -> Path:
         """Delete one of the user's models (`id`, or `id@version` when there are several). Returns the folder.
 
-        Raises OptionError (no such model, several versions) and ModelError (it came with HiEndSeg).
+        Raises OptionError (no such model, several versions) and ModelError (it came with HiEndSeg, or versions need
+        it).
         """
-        cards = [card for card in self.list() if id in (card.id, card.key)]
+        everything = self.list()
+        cards = [card for card in everything if id in (card.id, card.key)]
         own = [card for card in cards if not self.is_shipped(card)]
         folders = [card.folder for card in own]
         if not cards:  # a broken one can be removed too, by its folder's name
@@ -173,6 +223,8 @@ class Registry:
             raise OptionError(f"There are several versions of {id}: {', '.join(f.name for f in folders)}; say which "
                               "one to remove.")
         folder = folders[0]
+        if own:
+            self._refuse_if_needed(own[0], everything)
         try:
             if folder.is_symlink():
                 folder.unlink()  # somebody's link to a folder elsewhere: the folder is not ours to delete
@@ -185,6 +237,29 @@ class Registry:
                               "permissions.") from None
         self._problems = None
         return folder
+
+    @staticmethod
+    def _refuse_if_needed(card: ModelCard, cards: list[ModelCard]) -> None:
+        """A whole model stays as long as a version of it would be lost with it."""
+        others = [other for other in cards if other is not card]
+        lost = []
+        for other in others:
+            if other.is_version:
+                try:
+                    find_base(other, others)
+                except ModelError:
+                    lost.append(f"{other.title} ({other.key})")
+        if lost:
+            names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+            raise ModelError(f"Model {card.key} is needed by {names}, which {'is' if len(lost) == 1 else 'are'} made "
+                             "of changes to it; remove what was adapted from it first, or keep it.")
+
+    def _renamed(self, card: ModelCard, cards: list[ModelCard]) -> ModelCard:
+        """A version under a free name and id, where another model has its own already; else the very same card."""
+        id_, name = free_id(card.id, self), free_name(card.title, cards)
+        if (id_, name) == (card.id, card.title):
+            return card
+        return replace(card, id=id_, title=name, adaptation={**card.adaptation, "name": name})
 
     def _problem_words(self) -> str:
         return f" ({self.problems[0].sentence})" if self.problems else ""
