@@ -103,10 +103,14 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/vit.py
   HiEndSegLib/operations/__init__.py
   HiEndSegLib/operations/adapt_checks.py
+  HiEndSegLib/operations/attend.py
   HiEndSegLib/operations/attend_result.py
+  HiEndSegLib/operations/attend_session.py
+  HiEndSegLib/operations/attend_words.py
   HiEndSegLib/operations/augment.py
   HiEndSegLib/operations/devices.py
   HiEndSegLib/operations/largest.py
+  HiEndSegLib/operations/object_queries.py
   HiEndSegLib/operations/plan.py
   HiEndSegLib/operations/result.py
   HiEndSegLib/operations/roi.py

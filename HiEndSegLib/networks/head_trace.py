@@ -28,7 +28,7 @@ class LayerTrace:
     grid: tuple[int, int, int]
 
 
-@dataclass
+@dataclass(eq=False)      # one run, known by itself and not by its numbers
 class HeadTrace:
     """A head's run over one window: its layers in order, and its answer."""
 
