@@ -309,7 +309,11 @@ class UNETR12(nn.Module):
         if any(not 0 <= index < depth for index in attention):
             raise ValueError(f"the encoder has the blocks 0 to {depth - 1}; asked for {list(attention)}")
         vit_out, hidden, maps, grid = self.vit(x, self.skip_indices, attention)
+        return self.decode(x, vit_out, hidden, grid, maps)
 
+    def decode(self, x: Tensor, vit_out: Tensor, hidden: Sequence[Tensor], grid: Sequence[int],
+               maps: dict[int, Tensor] | None = None) -> UNETROutput:
+        """The convolutions: what the encoder gave for `x` on its token grid -> the answer."""
         def volume(tokens: Tensor) -> Tensor:  # (B, N, D) -> (B, D, g1, g2, g3)
             return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
@@ -322,7 +326,7 @@ class UNETR12(nn.Module):
         kept["decoder3"] = self.decoder3(kept["decoder4"], kept["encoder2"])
         kept["decoder2"] = self.decoder2(kept["decoder3"], kept["encoder1"])
         logits = self.out["conv"](kept["decoder2"])
-        return UNETROutput(logits, vit_out, torch.stack(hidden), kept, maps)
+        return UNETROutput(logits, vit_out, torch.stack(list(hidden)), kept, maps or {})
 
 
 def unetr16(*, out_channels: int, img_size: int | Sequence[int] = 96, in_channels: int = 1, feature_size: int = 32,

@@ -8,7 +8,7 @@ Every draw comes from the numpy generator that is handed in, so a seed decides e
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Sequence, Union
 
 import numpy as np
 import torch
@@ -16,16 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def keep_inside(centre: np.ndarray, shape: Sequence[int], size: int, play: float = 8) -> np.ndarray:
+Size = Union[int, Sequence[int]]
+
+
+def keep_inside(centre: np.ndarray, shape: Sequence[int], size: Size, play: float = 8) -> np.ndarray:
     """The centre moved so that most of a crop of `size` lies inside; shorter axes are centred with some play."""
-    shape = np.asarray(shape, float)
+    shape, size = np.asarray(shape, float), np.asarray(size)
     low, high = np.minimum(size / 2, shape / 2) - play, np.maximum(shape - size / 2, shape / 2) + play
     return np.clip(centre, low, high)
 
 
-def random_grid(rng: np.random.Generator, centre: np.ndarray, shape: Sequence[int], size: int, *, turn: float = 7,
+def random_grid(rng: np.random.Generator, centre: np.ndarray, shape: Sequence[int], size: Size, *, turn: float = 7,
                 scale: float = 0.10, bend: float = 0.7) -> Tensor:
-    """Sampling grid (1, S, S, S, 3) for `grid_sample` (align_corners) of a crop of `size` about `centre` (voxels).
+    """Sampling grid (1, *size, 3) for `grid_sample` (align_corners) of a crop about `centre` (voxels).
 
     turn: degrees about each axis, one standard deviation. scale: the same of the logarithm, for each axis and for all
     together. bend: how often a smooth displacement (up to about 3 voxels between knots) is added.
@@ -36,19 +39,23 @@ def random_grid(rng: np.random.Generator, centre: np.ndarray, shape: Sequence[in
     if rng.random() < bend:
         knots = int(rng.integers(4, 8))
         coarse = torch.from_numpy(rng.normal(0, rng.uniform(0.5, 3.5), (1, 3, knots, knots, knots))).float()
-        shift = F.interpolate(coarse, size=(size,) * 3, mode="trilinear", align_corners=True)
+        shift = F.interpolate(coarse, size=_edges(size), mode="trilinear", align_corners=True)
         points = points + shift[0].permute(1, 2, 3, 0)
     return _as_grid(points, centre, shape)
 
 
-def plain_grid(centre: np.ndarray, shape: Sequence[int], size: int) -> Tensor:
+def plain_grid(centre: np.ndarray, shape: Sequence[int], size: Size) -> Tensor:
     """The grid of the crop as it is."""
     return _as_grid(_lattice(size), centre, shape)
 
 
-def _lattice(size: int) -> Tensor:
-    line = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-    return torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
+def _edges(size: Size) -> tuple[int, ...]:
+    return (size,) * 3 if isinstance(size, int) else tuple(size)
+
+
+def _lattice(size: Size) -> Tensor:
+    lines = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in _edges(size)]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"), -1)
 
 
 def _as_grid(points: Tensor, centre: np.ndarray, shape: Sequence[int]) -> Tensor:
@@ -58,13 +65,13 @@ def _as_grid(points: Tensor, centre: np.ndarray, shape: Sequence[int]) -> Tensor
 
 
 def sample_image(image: np.ndarray, grid: Tensor, outside: float) -> Tensor:
-    """(S, S, S) float32 by trilinear interpolation; `outside` beyond the image."""
+    """(*size) float32 by trilinear interpolation; `outside` beyond the image."""
     shifted = torch.from_numpy(image.astype(np.float32) - np.float32(outside))[None, None]     # zero padding
     return F.grid_sample(shifted, grid, align_corners=True)[0, 0] + outside
 
 
 def sample_codes(codes: np.ndarray, grid: Tensor, outside: int = 0) -> Tensor:
-    """(S, S, S) int64 by nearest neighbor of whole numbers below 2^24; `outside` beyond them."""
+    """(*size) int64 by nearest neighbor of whole numbers below 2^24; `outside` beyond them."""
     shifted = torch.from_numpy((codes.astype(np.int64) - outside).astype(np.float32))[None, None]
     return F.grid_sample(shifted, grid, mode="nearest", align_corners=True)[0, 0].round().long() + outside
 

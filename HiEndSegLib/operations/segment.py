@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import threading
 import time
 from contextlib import contextmanager
 from typing import Iterator, Sequence
 
 import numpy as np
-import psutil
 import torch
 
 from .. import __version__
@@ -32,6 +30,7 @@ from ..models.loading import Model
 from ..tasks import CancelToken, Progress, no_progress, subprogress
 from .devices import choose_device, cpu_threads, free_bytes, is_out_of_memory
 from .largest import keep_largest
+from .peak import peak_memory
 from .plan import MemoryPlan, gigabytes, plan_memory
 from .result import SegmentResult
 from .roi import check_roi, clear_outside_roi, extent_sentence, roi_box
@@ -69,7 +68,7 @@ def segment(model: Model, volume: Volume, *, device: str = "auto", only: Sequenc
                       "spacing": list(model.card.spacing)}
     if precision not in ("auto", "float32", "half"):
         raise OptionError(f"There is no precision '{precision}'; choose auto, float32 or half.")
-    with cpu_threads(threads) as count, _peak_memory() as peak, _memory_in_words(job):
+    with cpu_threads(threads) as count, peak_memory() as peak, _memory_in_words(job):
         job.parameters["threads"] = count
         kind = choose_device(device).kind
         job.make_plan(kind, tile_batch, memory_limit)
@@ -300,29 +299,3 @@ def _memory_in_words(job: _Job) -> Iterator[None]:
         raise OutOfMemoryError(
             f"Main memory ran out: about {gigabytes(job.plan.bytes_host)} are needed and "
             f"{gigabytes(free_bytes('cpu'))} are free; close other programs, or give a region of interest.") from error
-
-
-class _Peak:
-    bytes = 0
-
-
-@contextmanager
-def _peak_memory(every: float = 0.05) -> Iterator[_Peak]:
-    """The process's largest resident memory while the block ran, looked at 20 times a second."""
-    process, peak, stop = psutil.Process(), _Peak(), threading.Event()
-
-    def look() -> None:
-        peak.bytes = max(peak.bytes, process.memory_info().rss)
-
-    def watch() -> None:
-        while not stop.wait(every):
-            look()
-
-    thread = threading.Thread(target=watch, name="memory", daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
-        look()
