@@ -41,6 +41,14 @@ def test_every_row_of_weights_is_an_average():
             torch.testing.assert_close(weights.sum(1), torch.ones(new))
 
 
+def test_weights_met_first_while_segmenting_serve_for_training_too():
+    x = torch.randn(1, 2, 5, 5, 5, requires_grad=True)
+    with torch.inference_mode():
+        resize_trilinear(x, (13, 17, 11))
+    resize_trilinear(x, (13, 17, 11)).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
 def test_whole_slabs_and_points_agree_with_the_plain_formula(layer):
     x = torch.randn(2, 6, 5, 4, 3, dtype=torch.float64)
     features, expected = layer(x), plain(layer, x)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)        # kept for later calls, which may be training: no inference tensors
 def linear_weights(old: int, new: int) -> Tensor:
     """(new, old) float32: row n holds the weights of sample n (voxel centres aligned by extent, edges repeated)."""
     place = ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new - 0.5).clamp(0, old - 1)
