@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Sequence
 
 from ..tasks import CancelToken, Progress, Record, no_progress, no_record
+from .attending import Attends
 from .job import LOG_LINES, LOOK_AROUND, Job, JobProgress, JobState
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["LOG_LINES", "Engine", "Job", "JobProgress", "JobState"]
 SETTINGS = frozenset({"threads", "precision", "tile_batch", "memory_limit"})
 
 
-class Engine(abc.ABC):
+class Engine(Attends, abc.ABC):
     """Segment volumes, adapt models, look at the machine, plan memory. Use it as a context manager, or `close()` it.
 
     `model` is a model's id, its folder, a `ModelCard`, or None for the default. `device` is "auto", "cuda",

@@ -30,6 +30,12 @@ CLASSES = {
     "MemoryPlan": ("HiEndSegLib.operations.plan", "MemoryPlan"),
     "Step": ("HiEndSegLib.operations.plan", "Step"),
     "AdaptResult": ("HiEndSegLib.engine.adapting", "AdaptResult"),
+    "AttentionResult": ("HiEndSegLib.operations.attend_result", "AttentionResult"),
+    "AttentionMap": ("HiEndSegLib.operations.attend_result", "AttentionMap"),
+    "LayerRank": ("HiEndSegLib.operations.attend_result", "LayerRank"),
+    "QueriesResult": ("HiEndSegLib.operations.attend_result", "QueriesResult"),
+    "QueryView": ("HiEndSegLib.operations.attend_result", "QueryView"),
+    "UncertaintyResult": ("HiEndSegLib.operations.attend_result", "UncertaintyResult"),
 }
 NAMES = {place: name for name, place in CLASSES.items()}
 #: The key that marks a JSON object as something other than a dict.
