@@ -3,17 +3,23 @@
 set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/__init__.py
   HiEndSegLib/bridge/__init__.py
+  HiEndSegLib/bridge/cloud.py
   HiEndSegLib/bridge/corrections.py
+  HiEndSegLib/bridge/heat.py
   HiEndSegLib/bridge/history.py
   HiEndSegLib/bridge/layers.py
   HiEndSegLib/bridge/outlines.py
+  HiEndSegLib/bridge/pairs.py
+  HiEndSegLib/bridge/planes.py
   HiEndSegLib/bridge/plots.py
+  HiEndSegLib/bridge/points.py
   HiEndSegLib/bridge/results.py
   HiEndSegLib/bridge/scene.py
   HiEndSegLib/bridge/segmentations.py
   HiEndSegLib/bridge/sequences.py
   HiEndSegLib/bridge/structures.py
   HiEndSegLib/bridge/tables.py
+  HiEndSegLib/bridge/views.py
   HiEndSegLib/bridge/volumes.py
   HiEndSegLib/cli/__init__.py
   HiEndSegLib/cli/__main__.py
@@ -35,6 +41,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/desktop/wheels.py
   HiEndSegLib/engine/__init__.py
   HiEndSegLib/engine/adapting.py
+  HiEndSegLib/engine/attending.py
   HiEndSegLib/engine/client.py
   HiEndSegLib/engine/failures.py
   HiEndSegLib/engine/folder.py
@@ -98,6 +105,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/position.py
   HiEndSegLib/networks/pyramid.py
   HiEndSegLib/networks/resize.py
+  HiEndSegLib/networks/stages.py
   HiEndSegLib/networks/token_unetr.py
   HiEndSegLib/networks/unetr.py
   HiEndSegLib/networks/vit.py
@@ -109,8 +117,11 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/attend_words.py
   HiEndSegLib/operations/augment.py
   HiEndSegLib/operations/devices.py
+  HiEndSegLib/operations/effective_ranks.py
+  HiEndSegLib/operations/inspect_queries.py
   HiEndSegLib/operations/largest.py
   HiEndSegLib/operations/object_queries.py
+  HiEndSegLib/operations/peak.py
   HiEndSegLib/operations/plan.py
   HiEndSegLib/operations/result.py
   HiEndSegLib/operations/roi.py
@@ -118,7 +129,9 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/scores.py
   HiEndSegLib/operations/segment.py
   HiEndSegLib/operations/tiling.py
+  HiEndSegLib/operations/uncertainty.py
   HiEndSegLib/operations/upsample.py
+  HiEndSegLib/pictures.py
   HiEndSegLib/presenter/__init__.py
   HiEndSegLib/presenter/adapt_state.py
   HiEndSegLib/presenter/attention_state.py

@@ -54,8 +54,8 @@ def inspect_queries(model: Model, volume: Volume | None, *, at: Sequence[float] 
         said = session.sentences_at(window, point)
     number, share = by_point[0]
     certain = views[number].classes[0]
-    said.insert(0, f"At {point_words(point)} the answer is '{winner}'; {100 * share:.0f} % of it comes from object query "
-                   f"{number}, which stands for '{certain[0]}' with {100 * certain[1]:.0f} %.")
+    said.insert(0, f"At {point_words(point)} the answer is '{winner}'; {100 * share:.0f} % of it comes from object "
+                   f"query {number}, which stands for '{certain[0]}' with {100 * certain[1]:.0f} %.")
     progress(1.0, "Done")
     info = {"model": {"id": card.id, "version": card.version, "title": card.title}, "device": str(session.device),
             "seconds": round(time.perf_counter() - began, 4)}
