@@ -141,6 +141,13 @@ def decode(value: Any, folder: Path | None, *, mapped: bool = False) -> Any:
                           "start again, and report it if it happens again.") from error
 
 
+def has_files(value: Any) -> bool:
+    """Whether an encoded value has parts in files."""
+    if isinstance(value, list):
+        return any(has_files(item) for item in value)
+    return isinstance(value, dict) and (value.get(TAG) == "file" or any(has_files(item) for item in value.values()))
+
+
 def _dtype(text: str) -> np.dtype:
     dtype = np.dtype(text)
     if dtype.kind not in "biuf":

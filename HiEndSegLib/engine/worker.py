@@ -191,7 +191,8 @@ class Worker:
             if isinstance(error, MemoryError):
                 self._library = None                     # and with it the warm model
             del failure                                  # it holds the frames, and they the volume
-        gc.collect()                                     # lets go of mapped files, which Windows could not remove
+        if answer["type"] != protocol.FINISHED or _has_files(message):      # it takes longer than a quick look
+            gc.collect()                                 # lets go of mapped files, which Windows could not remove
         if token.cancelled and not lasting:
             answer = {"type": protocol.CANCELLED, "job": number}
         self.log(f"Job {number}: {answer['type']} after {time.monotonic() - began:.2f} s.")
@@ -260,6 +261,12 @@ class Worker:
 
 def _failed(number: int, code: str, sentence: str, fatal: bool = False) -> dict:
     return {"type": protocol.FAILED, "job": number, "code": code, "sentence": sentence, "fatal": fatal}
+
+
+def _has_files(message: dict) -> bool:
+    from .transfer import has_files
+
+    return has_files(message.get("arguments"))
 
 
 def _send_logs_to(worker: Worker) -> None:
