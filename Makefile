@@ -1,4 +1,5 @@
-# make run    sets up and segments the sample CT; results in out/
+# make run    sets up, segments the sample CT (results in out/) and opens the page with it; ONCE=1 ends before the page
+# make demo   the same without the page
 # make test   sets up and runs the tests
 # make setup  only sets up (.venv); quick when nothing changed
 #
@@ -19,7 +20,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 setup: $(STAMP)
 
-run demo: $(STAMP)
+run: $(STAMP)
+	$(BIN)/hiendseg demo --page $(if $(ONCE),--once) -o "$(OUT)"
+
+demo: $(STAMP)
 	$(BIN)/hiendseg demo -o "$(OUT)"
 
 test: $(STAMP)
@@ -39,7 +43,7 @@ $(STAMP): pyproject.toml setup.py
 	@echo "Installing HiEndSeg and what it needs (about 250 MB)"
 	@# Nothing that comes now may replace the PyTorch that was just chosen.
 	@$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VENV)/torch.txt
-	$(PIP) install -q -c $(VENV)/torch.txt -e ".[app,train,test]"
+	$(PIP) install -q -c $(VENV)/torch.txt -e ".[app,web,train,test]"
 	@.ci/system-packages $(BIN)/python
 	@touch $@
 

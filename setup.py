@@ -3,8 +3,9 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["HiEndSegLib", "HiEndSegLib.*", "training", "training.*"]),
+    packages=[*find_packages(include=["HiEndSegLib", "HiEndSegLib.*", "HiEndSegWeb", "HiEndSegWeb.*", "training",
+                                     "training.*"]),
               "HiEndSegLib._resources"],
     package_dir={"HiEndSegLib._resources": "Resources"},
-    package_data={"HiEndSegLib._resources": ["**/*"]},
+    package_data={"HiEndSegLib._resources": ["**/*"], "HiEndSegWeb": ["serve/*"]},
 )

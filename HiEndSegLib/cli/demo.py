@@ -1,8 +1,12 @@
-"""`hiendseg demo`: the sample CT that ships becomes named organs, a picture and a table. `make run` calls it."""
+"""`hiendseg demo`: the sample CT that ships becomes named organs, a picture and a table.
+
+`make run` calls it with `--page`: where there is a terminal, the page is served with that CT and result afterwards.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -55,4 +59,15 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
                        ("Table", table.path), ("Record", target.record_path)):
         say(f"{what + ':':<38} {Path(path).resolve()}")
     say("For research use; not a medical device.")
+    if options.page and not options.once and sys.stdin.isatty() and sys.stdout.isatty():
+        say()
+        return _serve(target)
     return 0
+
+
+def _serve(target: batch.Target) -> int:
+    """The page with the sample and its result, until Ctrl-C."""
+    from HiEndSegWeb.serve import serve
+
+    return serve(host="127.0.0.1", port=0, browser=True, say=say,
+                 opened=("--file", str(resource(SAMPLE)), "--result", str(Path(target.path).resolve())))

@@ -1,0 +1,96 @@
+"""The page: a bar, one panel with the module's sections, and the views."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from trame.ui.vuetify3 import VAppLayout
+from trame.widgets import client, html
+from trame.widgets import vuetify3 as v3
+
+from .panels.edit import EditPanel
+from .panels.open import OpenPanel
+from .panels.results import ResultPanel
+from .panels.segment import SegmentPanel
+from .views import LAYOUTS
+
+TITLE = "HiEndSeg"
+DISCLAIMER = "For research use; not a medical device."
+#: Milliseconds that a message stays.
+MESSAGE_TIME = 12000
+STYLE = """
+html { overflow: hidden; }
+.hes-panel { font-size: 14px; }
+.hes-panel .v-expansion-panel-text__wrapper { padding: 8px 12px 12px; }
+.hes-sentence { font-size: 13px; line-height: 1.35; opacity: .87; }
+.hes-swatch { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin-right: 6px; }
+.hes-table td, .hes-table th { padding: 2px 6px; font-size: 13px; }
+.hes-table td:not(:first-child), .hes-table th:not(:first-child) { text-align: right; }
+"""
+
+
+def _icon() -> str:
+    """The extension's icon, inside the page: a browser asks the server for one that is not named."""
+    path = Path(__file__).parent.parent / "HiEndSeg" / "Resources" / "Icons" / "HiEndSeg.png"
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
+
+
+class Page:
+    """session: what is shown."""
+
+    def __init__(self, session: Any):
+        self.session = session
+        self.state = state = session.state
+        state.trame__title, state.trame__favicon = TITLE, _icon()
+        state.update({"theme": "dark", "message": "", "message_shown": False, "message_kind": "info",
+                      "layouts": [{"title": title, "value": name} for name, title in LAYOUTS.items()],
+                      "layout": "Axial Primary", "sections_open": ["open", "segment", "results"], "drawer": True})
+        self.panels = [OpenPanel(session), SegmentPanel(session), ResultPanel(session), EditPanel(session)]
+        state.change("layout")(self._on_layout)
+        self._build()
+
+    def say(self, sentence: str, error: bool = False) -> None:
+        """A message at the bottom of the page."""
+        self.state.update({"message": sentence, "message_kind": "error" if error else "info", "message_shown": True})
+
+    def refresh(self) -> None:
+        for panel in self.panels:
+            panel.refresh()
+
+    def add_routes(self, app: Any) -> None:
+        """Uploads and downloads, before the static files."""
+        for panel in self.panels:
+            panel.add_routes(app)
+
+    def _on_layout(self, layout: str, **_: Any) -> None:
+        self.session.views.set_layout(layout)
+
+    def _build(self) -> None:
+        session = self.session
+        with VAppLayout(session.server) as self.layout:
+            self.layout.root.theme = ("theme",)
+            client.Style(STYLE)
+            with v3.VAppBar(density="compact"):
+                v3.VAppBarNavIcon(click="drawer = !drawer", id="b-drawer")
+                v3.VToolbarTitle(TITLE)
+                html.Span(DISCLAIMER, classes="text-caption mr-4")
+                v3.VSelect(v_model=("layout",), items=("layouts",), density="compact", hide_details=True,
+                           variant="outlined", style="max-width: 150px", classes="mr-2", label="Views", id="s-layout")
+                v3.VBtn(icon="mdi-theme-light-dark", click="theme = theme === 'dark' ? 'light' : 'dark'",
+                        id="b-theme", title="Light or dark")
+            with v3.VNavigationDrawer(v_model=("drawer",), width=380, permanent=True, location="left"):
+                with v3.VExpansionPanels(v_model=("sections_open",), multiple=True, variant="accordion",
+                                         classes="hes-panel"):
+                    for panel in self.panels:
+                        with v3.VExpansionPanel(value=panel.name, id=f"section-{panel.name}",
+                                                **({"v_if": (panel.shown,)} if panel.shown else {})):
+                            v3.VExpansionPanelTitle(panel.title)
+                            with v3.VExpansionPanelText():
+                                panel.build()
+            with v3.VMain(), html.Div(style="height: calc(100vh - 48px); display: flex", id="views"):
+                session.views.layouts.initialize_layout_grid(self.layout)
+            with v3.VSnackbar(v_model=("message_shown",), timeout=MESSAGE_TIME,
+                              color=("message_kind === 'error' ? 'error' : undefined",), id="message"):
+                html.Span("{{ message }}")

@@ -1,0 +1,60 @@
+"""The result: the table of volumes, surfaces, undo of a run, and what can be downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trame.widgets import html
+from trame.widgets import vuetify3 as v3
+
+from .. import downloads
+from .base import Panel
+
+
+class ResultPanel(Panel):
+    name, title, shown = "results", "Result", "seg_segmentation_id"
+
+    def __init__(self, session: Any):
+        super().__init__(session)
+        self.state.update({"res_columns": [], "res_rows": [], "res_formats": []})
+        self._shown: Any = None
+
+    def refresh(self) -> None:
+        state = self.session.segment.state
+        node = self.session.scene.GetNodeByID(state.table_id) if state.table_id else None
+        key = (state.table_id, node.GetTable().GetMTime() if node is not None else 0, state.segmentation_id)
+        if key == self._shown:
+            return
+        self._shown = key
+        columns = range(node.GetNumberOfColumns()) if node is not None else ()
+        rows = range(node.GetNumberOfRows()) if node is not None else ()
+        self.state.res_columns = [node.GetColumnName(column) for column in columns]
+        self.state.res_rows = [[node.GetCellText(row, column) for column in columns] for row in rows]
+        self.state.res_formats = downloads.offered(self.session)
+
+    def build(self) -> None:
+        presenter = self.session.segment
+        with html.Div(classes="d-flex flex-wrap mb-2"):
+            v3.VBtn("Show 3D", click=(self.on_3d, "[]"), size="small", classes="mr-1", id="res-3d",
+                    color=("seg_show_3d ? 'primary' : undefined",))
+            v3.VBtn("Undo", click=presenter.undo, size="small", classes="mr-1", v_if=("seg_undo_available",),
+                    id="res-undo")
+            v3.VBtn("Redo", click=presenter.redo, size="small", v_if=("seg_redo_available",), id="res-redo")
+        with html.Table(classes="hes-table", style="width: 100%", v_if=("res_rows.length",), id="res-table"):
+            with html.Thead(), html.Tr():
+                html.Th("{{ column }}", v_for="column in res_columns", key="column")
+            with html.Tbody(), html.Tr(v_for="(row, index) in res_rows", key="index"):
+                html.Td("{{ cell }}", v_for="(cell, column) in row", key="column")
+        html.Div("Download", classes="mt-3 mb-1 font-weight-medium")
+        with html.Div(classes="d-flex flex-wrap"):
+            v3.VBtn("{{ format.title }}", v_for="format in res_formats", key="format.id", size="small",
+                    classes="mr-1 mb-1", href=("'/download/' + format.id",), raw_attrs=['download=""'],
+                    id=("'download-' + format.id",))
+
+    def on_3d(self) -> None:
+        presenter = self.session.segment
+        presenter.set_show_3d(not presenter.state.show_3d)
+        self.session.views.fit_3d()
+
+    def add_routes(self, app: Any) -> None:
+        downloads.add_routes(app, self.session)

@@ -1,0 +1,203 @@
+"""What a browser sends in: kept in the session's private folder, checked before anything opens it.
+
+Names are only looked at for their ending. Sizes are checked as they arrive and once more as they would unpack. A zip's
+entries are written under numbers, so no name in it can lead anywhere; links, nested archives and floods are refused.
+An NRRD header that names another file is refused: it could name any file of this computer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from HiEndSegLib.errors import InputError
+
+#: Bytes that may be sent, that an image may have unpacked, and files in a zip.
+MAX_UPLOAD, MAX_UNPACKED, MAX_FILES = 1_500_000_000, 4_000_000_000, 20_000
+#: Times that an entry of a zip may grow; DICOM images seldom pack better than 1 : 20.
+MAX_RATIO = 200
+ENDINGS = (".nii", ".nii.gz", ".nrrd", ".zip")
+ACCEPT = ".nii,.gz,.nrrd,.zip"
+_CHUNK = 1 << 20
+_HEADER = 1 << 16
+
+
+def ending_of(name: str) -> str:
+    """The ending of a file name that may be sent; InputError for any other."""
+    low = name.lower()
+    for ending in sorted(ENDINGS, key=len, reverse=True):
+        if low.endswith(ending):
+            return ending
+    raise InputError("This kind of file is not opened; send NIfTI (.nii, .nii.gz), NRRD (.nrrd), or a .zip of DICOM "
+                     "files.")
+
+
+def display_name(name: str) -> str:
+    """A node's name from a file's: its last part without ending, plain characters only."""
+    base = re.split(r"[/\\]", name)[-1]
+    base = base[:len(base) - len(ending_of(base))]
+    return re.sub(r"[^\w .()+-]", "_", base).strip(" .")[:60] or "Upload"
+
+
+def check(path: Path, ending: str, *, most: int = MAX_UNPACKED) -> None:
+    """Refuse, before any reader sees it, a file that is not what its ending says or would unpack to too much."""
+    if path.stat().st_size == 0:
+        raise InputError("The file is empty; send it again.")
+    if ending == ".zip":
+        _check_zip(path, most)
+    elif ending == ".nrrd":
+        _check_nrrd(path, most)
+    else:
+        _check_nifti(path, ending, most)
+
+
+def unpack(path: Path, folder: Path, *, most: int = MAX_UNPACKED) -> Path:
+    """The files of a zip as folder/000000 …; the folder. `check` has been called; sizes are counted again."""
+    folder.mkdir()
+    left = most
+    with zipfile.ZipFile(path) as archive:
+        for number, entry in enumerate(info for info in archive.infolist() if not info.is_dir()):
+            try:
+                with archive.open(entry) as source, open(folder / f"{number:06d}", "wb") as target:
+                    while chunk := source.read(_CHUNK):
+                        left -= len(chunk)
+                        if left < 0:                        # the zip's own list of sizes lied
+                            raise InputError(_too_large(most))
+                        target.write(chunk)
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+                raise InputError(f"The zip is damaged or encrypted ({_words(error)}); make it again.") from None
+    return folder
+
+
+def _check_zip(path: Path, most: int) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [info for info in archive.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"This is no readable zip ({_words(error)}); make it again.") from None
+    if not entries:
+        raise InputError("The zip is empty; put the DICOM files of one series into it.")
+    if len(entries) > MAX_FILES:
+        raise InputError(f"The zip holds {len(entries)} files, and up to {MAX_FILES} are accepted; send one series.")
+    for entry in entries:
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise InputError("The zip holds links to other files, which are not followed; put the files in themselves.")
+        if entry.flag_bits & 1:
+            raise InputError("The zip is encrypted; send it without a password.")
+        if entry.file_size > MAX_RATIO * max(entry.compress_size, 1) and entry.file_size > _CHUNK:
+            raise InputError("The zip would unpack to far more than it holds, as no images do; it is not opened.")
+    if sum(entry.file_size for entry in entries) > most:
+        raise InputError(_too_large(most))
+
+
+def _check_nifti(path: Path, ending: str, most: int) -> None:
+    import nibabel
+
+    with open(path, "rb") as file:
+        head = _unzipped_head(file, 540) if ending == ".nii.gz" else file.read(540)
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        if len(head) >= kind.sizeof_hdr:
+            try:
+                header = kind(head[:kind.sizeof_hdr], check=True)
+                shape, size = header.get_data_shape(), header.get_data_dtype().itemsize
+            except Exception:                               # noqa: BLE001 - nibabel raises many kinds
+                continue
+            _check_size(shape, size, most)
+            return
+    raise InputError("This is no NIfTI file, or it was cut short; export it again.")
+
+
+def _check_nrrd(path: Path, most: int) -> None:
+    with open(path, "rb") as file:
+        head = file.read(_HEADER)
+    if not head.startswith(b"NRRD000"):
+        raise InputError("This is no NRRD file; export it again.")
+    text = head.split(b"\n\n", 1)[0].split(b"\r\n\r\n", 1)[0].decode("ascii", "replace")
+    fields = {}
+    for line in text.splitlines()[1:]:
+        key, colon, value = line.partition(":")
+        if colon and not line.startswith("#"):
+            fields[key.strip().lower().replace(" ", "")] = value.lstrip("=").strip()
+    if "datafile" in fields:
+        raise InputError("This NRRD header names another file for its voxels; send one file with everything in it.")
+    try:
+        shape = [int(part) for part in fields["sizes"].split()]
+    except (KeyError, ValueError):
+        raise InputError("The sizes in this NRRD header cannot be read; export it again.") from None
+    _check_size(shape, 8, most)
+
+
+def _check_size(shape: Any, item: int, most: int) -> None:
+    if any(int(n) < 1 for n in shape) or math.prod(int(n) for n in shape) * max(int(item), 1) > most:
+        raise InputError(_too_large(most))
+
+
+def _unzipped_head(file: BinaryIO, count: int) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            return packed.read(count)
+    except (OSError, EOFError, zlib.error):
+        raise InputError("This .gz file is damaged; export it again.") from None
+
+
+def _too_large(most: int) -> str:
+    return f"The image would take more than {np.round(most / 1e9, 1):g} GB; crop it, or open it in desktop Slicer."
+
+
+def _words(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def add_routes(app: Any, session: Any) -> None:
+    """POST /upload?name=…, the file itself as the body: the page's script sends it and shows how far it is."""
+    from aiohttp import web
+
+    from HiEndSegLib.errors import HiEndSegError
+
+    async def upload(request: Any) -> Any:
+        import asyncio
+
+        folder = session.folder / "upload"
+        try:
+            name = request.query.get("name", "")
+            ending = ending_of(name)
+            if (request.content_length or 0) > MAX_UPLOAD:
+                raise InputError(f"The file is larger than {MAX_UPLOAD / 1e9:g} GB; crop it, or open it in desktop "
+                                 "Slicer.")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            path, got = folder / f"image{ending}", 0
+            with open(path, "wb") as file:
+                async for chunk in request.content.iter_chunked(_CHUNK):
+                    got += len(chunk)
+                    if got > MAX_UPLOAD:
+                        raise InputError(f"The file is larger than {MAX_UPLOAD / 1e9:g} GB.")
+                    file.write(chunk)
+
+            def prepare() -> Path:
+                check(path, ending)
+                return unpack(path, folder / "dicom") if ending == ".zip" else path
+
+            ready = await asyncio.to_thread(prepare)
+            sentence = await session.open_in_background(ready, display_name(name))
+            if sentence:
+                raise InputError(sentence)
+            return web.json_response({"name": display_name(name)})
+        except HiEndSegError as error:
+            return web.json_response({"error": str(error)})     # a status would fill the console
+        except OSError as error:
+            return web.json_response({"error": f"The file could not be kept ({error.strerror or error}); free some "
+                                               "space and send it again."})
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)       # nothing of the patient stays on the disk
+
+    app.router.add_post("/upload", upload)
