@@ -25,6 +25,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/cli/__main__.py
   HiEndSegLib/cli/adapt.py
   HiEndSegLib/cli/adapt_labels.py
+  HiEndSegLib/cli/app.py
   HiEndSegLib/cli/batch.py
   HiEndSegLib/cli/command.py
   HiEndSegLib/cli/console.py
@@ -134,6 +135,14 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/pictures.py
   HiEndSegLib/presenter/__init__.py
   HiEndSegLib/presenter/adapt_state.py
+  HiEndSegLib/presenter/attention.py
+  HiEndSegLib/presenter/attention_ask.py
+  HiEndSegLib/presenter/attention_asking.py
+  HiEndSegLib/presenter/attention_choices.py
+  HiEndSegLib/presenter/attention_extras.py
+  HiEndSegLib/presenter/attention_maps.py
+  HiEndSegLib/presenter/attention_show.py
+  HiEndSegLib/presenter/attention_stage.py
   HiEndSegLib/presenter/attention_state.py
   HiEndSegLib/presenter/background.py
   HiEndSegLib/presenter/batch.py

@@ -1,4 +1,4 @@
-"""Small pictures for a panel, drawn with numpy alone: PNG files as bytes, in milliseconds, also while a point is dragged.
+"""Small pictures for a panel, drawn with numpy alone: PNG files as bytes, within tens of milliseconds.
 
 `figures.py` draws what is published, with matplotlib; that is not there in Slicer. Colors are (r, g, b), 0 to 255;
 images (rows, columns, 3) uint8, row 0 at the top.

@@ -1,4 +1,4 @@
-"""A heat map in the 3D views as a colored cloud around the organs' surfaces. For graphics cards: software takes minutes."""
+"""A heat map in the 3D views as a colored cloud inside the organs' surfaces. For graphics cards: software is slow."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ LAYOUT = 8347
 #: Views of one group that are linked move together; nobody else's views are in this one.
 _GROUP = 8347
 _VIEW = """<item><view class="vtkMRMLSliceNode" singletontag="{tag}">
-<property name="orientation" action="default">Axial</property><property name="viewlabel" action="default">{label}</property>
-<property name="viewcolor" action="default">{color}</property><property name="viewgroup" action="default">{group}</property>
-</view></item>"""
+<property name="orientation" action="default">Axial</property>
+<property name="viewlabel" action="default">{label}</property>
+<property name="viewcolor" action="default">{color}</property>
+<property name="viewgroup" action="default">{group}</property></view></item>"""
 
 
 class SideBySide:

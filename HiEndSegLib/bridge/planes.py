@@ -8,7 +8,7 @@ import numpy as np
 
 from ..geometry.volume import Volume
 from .views import composites, slice_of
-from .volumes import lattice_of, matrix_to_numpy, volume_ras_to_world, world_to_volume_ras
+from .volumes import lattice_of, matrix_to_numpy, volume_ras_to_world, volume_view, world_to_volume_ras
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,26 @@ def shown_plane(scene, volume_node, through=None, size: int = 128) -> Plane:
     to_world[:3, 3] = world[0, 0]
     points = world_to_volume_ras(volume_node, world.reshape(-1, 3)).reshape(world.shape)
     return Plane(points, np.linalg.inv(to_world))
+
+
+def plane_stamp(scene, volume_node) -> tuple:
+    """Another one whenever `shown_plane` would be another slice."""
+    for view in composites(scene):
+        node = slice_of(scene, view) if view.GetBackgroundVolumeID() == volume_node.GetID() else None
+        if node is not None:
+            return (node.GetID(), matrix_to_numpy(node.GetSliceToRAS()).tobytes())
+    return ()
+
+
+def gray_of(volume_node, points: np.ndarray) -> np.ndarray:
+    """A volume at points (…, 3) in its own RAS, 0 to 1 in the window that the views show it with; black outside."""
+    display = volume_node.GetDisplayNode()
+    values = sample(volume_view(volume_node), points, np.nan)
+    if display is not None:
+        low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
+    else:
+        low, high = -160.0, 240.0
+    return np.nan_to_num(np.clip((values - low) / max(high - low, 1e-6), 0, 1))
 
 
 def sample(volume: Volume, points: np.ndarray, fill: float) -> np.ndarray:

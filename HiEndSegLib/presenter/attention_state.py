@@ -1,7 +1,18 @@
 """What the Attention section shows: plain frozen data, made anew whenever something changes.
 
-Ids, never nodes. Colors are (r, g, b), 0 to 255. All texts are for people and translated already. Layers count from 0
-as the encoder's blocks do; `title`s count from 1 as the papers do. Pictures are PNG files as bytes.
+Ids, never nodes. Colors are (r, g, b), 0 to 255. All texts are for people and translated already. Blocks and heads are
+numbered from 0, also in texts, as on the command line. Pictures are PNG files as bytes. A face binds widgets:
+
+    presenter = AttentionPresenter(scene=scene, engine=engine, registry=registry, segment=segment)
+    presenter.changed.connect(self.show)            # reads presenter.state
+    presenter.enter()                               # the section is on screen
+    presenter.press()                               # the big button: show a map, or hide it again
+    presenter.place_point()                         # the next click in a view is the question
+
+More actions: set_model, set_query, set_structure, set_object_query, set_kind, set_layer, set_head, set_opacity,
+set_threshold, set_smooth, set_compare, set_other_layer, set_other_model, set_side_by_side, set_heads_wanted, save,
+set_surface, ask_ranks, ask_uncertainty, show_uncertainty, ask_inspect, point_at, point_at_crosshair; tick, leave,
+close; about the scene scene_saving, scene_saved, scene_closing, scene_closed, node_removed.
 """
 
 from __future__ import annotations
@@ -88,10 +99,12 @@ class RankRow:
 
 @dataclass(frozen=True)
 class InspectRow:
-    """One object query of the model's head.
+    """One object query of the model's head, in the window around the point.
 
-    number: what `set_object_query` takes. structure: what it speaks for; probability of that; share: of the structure's
-    voxels that it draws. nearest: names of the structures whose queries are closest to it.
+    number: what `set_object_query` takes. structure: what it speaks for; probability of that. made: names of the
+    structures that it made the most of here. share: of the answer at the point, None where it has none. near_classes,
+    near_masks: the queries whose class and whose mask embeddings are closest to its own, "7 (0.93)". sentence: all of
+    it, for a tooltip.
     """
 
     number: int
@@ -99,7 +112,9 @@ class InspectRow:
     structure: str
     probability: float
     share: float | None
-    nearest: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
+    near_classes: tuple[str, ...] = ()
+    near_masks: tuple[str, ...] = ()
     sentence: str = ""
 
 
@@ -132,6 +147,7 @@ class AttentionState:
     button_tooltip: str = ""
     # what is asked
     volume_id: str | None = None
+    segmentation_id: str | None = None      # whose segments can be asked about
     models: tuple[ModelChoice, ...] = ()
     model_id: str | None = None
     queries: tuple[QueryKindRow, ...] = ()
@@ -173,6 +189,7 @@ class AttentionState:
     heads_picture: bytes = b""              # the shown slice, one small picture per head
     compare_picture: bytes = b""            # the shown slice with both maps
     rank_available: bool = False
+    rank_working: bool = False
     rank: tuple[RankRow, ...] = ()
     rank_picture: bytes = b""
     rank_sentence: str = ""
@@ -198,4 +215,4 @@ class AttentionState:
     @property
     def busy(self) -> bool:
         """Whether the timer has to go on although nobody looks."""
-        return self.working or self.uncertainty_working or self.inspect_working
+        return self.working or self.rank_working or self.uncertainty_working or self.inspect_working or self.placing
