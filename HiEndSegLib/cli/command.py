@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("--keep-anyway", action="store_true", help="keep the version even if nothing got better")
     adapt.set_defaults(speed="auto")
 
-    models = command("models", "List, show, add, remove or verify models.")
+    models = command("models", "List, show, add, remove, verify or export models.")
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, help, argument, optional in (
             ("list", "all models", None, False), ("show", "one model's card", "model", True),
@@ -121,6 +121,15 @@ def parser() -> argparse.ArgumentParser:
         action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
         if argument:
             action.add_argument(argument, nargs="?" if optional else None)
+    export = actions.add_parser("export", help="one file of a model or version for other people",
+                                description="Write a model or version as one .zip, which 'hiendseg models add' takes. "
+                                            "Teaching sets (parts of images) are never in it.")
+    export.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    export.add_argument("model", help="id or id@version")
+    export.add_argument("path", metavar="FILE")
+    export.add_argument("--whole", action="store_true", help="a version with its base merged in: larger, and usable "
+                                                             "without that base")
+    export.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
 
     info = command("info", "Say what a file or DICOM folder holds and what segmenting it would take.")
     info.add_argument("file", metavar="FILE")
@@ -129,7 +138,17 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", "Check versions, devices and models.", engine=True)
 
+    app = command("app", "Serve the page: segment, correct, adapt and look into the model in a browser, on this "
+                         "computer.")
+    app.add_argument("file", nargs="?", metavar="FILE", help="a volume to open (default: none)")
+    app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
+    app.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
+    app.add_argument("--no-browser", action="store_true", help="only print the address")
+
     demo = command("demo", "Segment the sample CT that ships with HiEndSeg.", engine=True)
+    demo.add_argument("--page", action="store_true", help="serve the page with the result afterwards, if there is a "
+                                                          "terminal")
+    demo.add_argument("--once", action="store_true", help="with --page: end after the table all the same")
     demo.add_argument("-o", "--output", default="out", metavar="FOLDER", help="default: out")
     demo.add_argument("--model", metavar="ID", help="model id, id@version or folder (default: the shipped one)")
     demo.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: auto)")

@@ -1,4 +1,4 @@
-"""`hiendseg models`: list, show, add, remove, verify. Works without torch."""
+"""`hiendseg models`: list, show, add, remove, verify, export. Works without torch (but for `export --whole`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 
 from ..errors import Cancelled, HiEndSegError
 from ..models.card import ModelCard
+from ..models.family import adapted_on, family_order
 from ..models.registry import Registry
 from .console import say, table
 from .interrupt import Interrupt
@@ -16,14 +17,15 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     """One of the actions; the exit code. Raises HiEndSegError."""
     registry = Registry()
     return {"list": _list, "show": _show, "add": _add, "remove": _remove,
-            "verify": _verify}[options.action](registry, options, interrupt)
+            "verify": _verify, "export": _export}[options.action](registry, options, interrupt)
 
 
 def _list(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
     cards = registry.list()
-    rows = [(card.key, card.title, card.modality, len(card.labels), " x ".join(f"{v:g}" for v in card.spacing),
-             f"{card.weights['bytes'] / 1e6:.1f}", _whence(registry, card, default=number == 0))
-            for number, card in enumerate(cards)]
+    rows = [("  " * bool(parent) + card.key, card.title, card.modality, len(card.labels),
+             " x ".join(f"{v:g}" for v in card.spacing), f"{card.weights['bytes'] / 1e6:.1f}",
+             _whence(registry, card, default=card is cards[0]))
+            for card, parent in family_order(cards)]
     if rows:
         say(table(("Model", "Title", "For", "Structures", "Spacing (mm)", "MB", ""), rows, right=(3, 5)))
     else:
@@ -40,6 +42,8 @@ def _show(registry: Registry, options: argparse.Namespace, interrupt: Interrupt)
     say(f"{card.title} ({card.key}, {_whence(registry, card, default=card in registry.list()[:1])})")
     if card.description:
         say(card.description)
+    if card.is_version:
+        _show_adaptation(registry, card)
     say()
     network = ", ".join(f"{key} {value}" for key, value in card.network.items() if key != "kind")
     say(table(("", ""), [
@@ -63,6 +67,21 @@ def _show(registry: Registry, options: argparse.Namespace, interrupt: Interrupt)
     return 0
 
 
+def _show_adaptation(registry: Registry, card: ModelCard) -> None:
+    """Parent, base, and what was measured on the case it learned from."""
+    told, parent = card.adaptation, registry.parent_of(card)
+    title = told["parent"].get("title") or told["parent"]["id"]
+    say(f"Adapted from {told['parent']['id']}@{told['parent']['version']} ({title}) on {adapted_on(card)}"
+        f"{'' if parent else '; this parent was removed since, and the version does not need it'}.")
+    say(f"Its weights are changes to {told['base']['id']}@{told['base']['version']}, which has to stay installed.")
+    for entry in told["report"].get("taught", []):
+        before, after = (f"{value:.2f}" if isinstance(value, (int, float)) else "not measured"
+                         for value in (entry.get("dice_before"), entry.get("dice_after")))
+        say(f"  {entry.get('name') or entry.get('id')}: {before} -> {after} (Dice on slices kept out of training)")
+    if registry.versions_of(card):
+        say(f"Adapted further: {', '.join(version.key for version in registry.versions_of(card))}")
+
+
 def _add(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
     check = None
     if importlib.util.find_spec("torch"):  # without it the checksum alone is checked
@@ -78,6 +97,21 @@ def _add(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) 
 
 def _remove(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
     say(f"Removed {registry.remove(options.model)}.")
+    return 0
+
+
+def _export(registry: Registry, options: argparse.Namespace, interrupt: Interrupt) -> int:
+    from ..models.versions import export_version
+
+    card = registry.get(options.model)
+    path = export_version(card, options.path, whole=options.whole, overwrite=options.overwrite, cancel=interrupt.token)
+    say(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB); 'hiendseg models add' takes it.")
+    if card.is_version and not options.whole:
+        base = card.adaptation["base"]
+        say(f"It holds changes only: whoever adds it needs the model {base['id']}@{base['version']}. "
+            "With --whole it works without.")
+    elif card.is_version:
+        say("It works by itself, without the model it was adapted from.")
     return 0
 
 
@@ -103,6 +137,9 @@ def _verify(registry: Registry, options: argparse.Namespace, interrupt: Interrup
 
 def _whence(registry: Registry, card: ModelCard, default: bool) -> str:
     where = "ships with HiEndSeg" if registry.is_shipped(card) else "yours"
+    if card.is_version:
+        parent = card.adaptation["parent"]
+        where += f", adapted from {parent['id']}@{parent['version']} on {adapted_on(card)}"
     return f"{where}, default" if default else where
 
 

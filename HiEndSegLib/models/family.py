@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from .registry import Registry
 
 
-def find_base(card: ModelCard, cards: Iterable[ModelCard]) -> ModelCard:
+def find_base(card: ModelCard, cards: Iterable[ModelCard], damaged: Mapping[str, str] | None = None) -> ModelCard:
     """The whole model among `cards` that a version changes, known by the checksum of its weights.
 
+    damaged: key -> sentence, models that are there and cannot be used.
     Raises ModelError: it is not there, or its weights are others than those the version was made for.
     """
     wanted = card.adaptation["base"]
@@ -36,6 +37,9 @@ def find_base(card: ModelCard, cards: Iterable[ModelCard]) -> ModelCard:
         raise ModelError(f"{card.title} ({card.key}) consists of changes to the model {key} with the checksum "
                          f"{wanted['sha256'][:12]}…, and the one installed here has {named[0].checksum[:12]}…: it was "
                          "changed since. Put the former one back to use this version.")
+    if damaged and key in damaged:
+        raise ModelError(f"{card.title} ({card.key}) consists of changes to the model {key}, which cannot be used: "
+                         f"{damaged[key]}")
     raise ModelError(f"{card.title} ({card.key}) consists of changes to the model {key}, which is not installed; add "
                      "that model first ('hiendseg models add').")
 

@@ -22,10 +22,14 @@ USER_FOLDER_VARIABLE = "HIENDSEG_MODELS"
 
 @dataclass(frozen=True)
 class ModelProblem:
-    """A folder that should hold a model and cannot be used, with the sentence that says why."""
+    """A folder that should hold a model and cannot be used, with the sentence that says why.
+
+    key: `id@version` where the card could be read.
+    """
 
     folder: Path
     sentence: str
+    key: str = ""
 
     def __str__(self) -> str:
         return self.sentence
@@ -122,7 +126,11 @@ class Registry:
 
         Raises ModelError where it is not installed, or has other weights than those the version was made for.
         """
-        return find_base(card, self._all()) if card.is_version else card
+        if not card.is_version:
+            return card
+        problems: list[ModelProblem] = []
+        cards = _scan(self.shipped, problems) + _scan(self.user, problems)
+        return find_base(card, cards, _damaged(problems))
 
     def parent_of(self, card: ModelCard) -> ModelCard | None:
         """What a version was adapted from: its base or another version; None for a whole model, or where the parent
@@ -136,26 +144,23 @@ class Registry:
 
     def ids(self) -> set[str]:
         """Ids that are taken: those of the models, and of folders that are none."""
-        cards = self._all()
+        cards = _scan(self.shipped, []) + _scan(self.user, [])
         try:
             folders = {entry.name.partition("@")[0] for entry in self.user.iterdir()}
         except OSError:
             folders = set()
         return {card.id for card in cards} | folders
 
-    def _all(self) -> list[ModelCard]:
-        return _scan(self.shipped, []) + _scan(self.user, [])
-
     def _loadable(self, cards: list[ModelCard]) -> list[ModelCard]:
         """Without the versions whose base is gone; each becomes a problem."""
-        usable = []
+        usable, damaged = [], _damaged(self._problems)
         for card in cards:
             try:
                 if card.is_version:
-                    find_base(card, cards)
+                    find_base(card, cards, damaged)
                 usable.append(card)
             except ModelError as error:
-                self._problems.append(ModelProblem(card.folder, str(error)))
+                self._problems.append(ModelProblem(card.folder, str(error), card.key))
         return usable
 
     # ------------------------------------------------------------------------------------------------ changing
@@ -275,6 +280,10 @@ def version_key(version: str) -> tuple:
     return tuple(parts + [0] * (4 - len(parts))), rank, pieces
 
 
+def _damaged(problems: list[ModelProblem]) -> dict[str, str]:
+    return {problem.key: problem.sentence for problem in problems if problem.key}
+
+
 def _scan(root: Path, problems: list[ModelProblem]) -> list[ModelCard]:
     """Cards of the model folders in `root`, newest version of an id first; unusable ones go to `problems`."""
     try:
@@ -287,6 +296,7 @@ def _scan(root: Path, problems: list[ModelProblem]) -> list[ModelCard]:
         return []
     cards = []
     for folder in folders:
+        card = None
         try:
             card = read_card(folder)
             size = card.weights_path.stat().st_size  # missing or cut short is seen here; altered only by verify()
@@ -295,7 +305,7 @@ def _scan(root: Path, problems: list[ModelProblem]) -> list[ModelCard]:
                                  f"{card.weights['bytes']}; the copy in {folder} is incomplete, so get the model "
                                  "again.")
         except HiEndSegError as error:
-            problems.append(ModelProblem(folder, str(error)))
+            problems.append(ModelProblem(folder, str(error), card.key if card is not None else ""))
         else:
             cards.append(card)
     cards.sort(key=lambda card: version_key(card.version), reverse=True)

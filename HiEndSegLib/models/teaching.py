@@ -14,17 +14,18 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Iterable
+from typing import TYPE_CHECKING, BinaryIO, Iterable
 
 import numpy as np
 
 from ..errors import ModelError, OutputError
 from ..geometry.files import atomic_target
-from ..geometry.resample import to_ras_axes
-from ..geometry.volume import Volume
 from .card import ModelCard, inside
 from .card_checks import MAX_CARD_BYTES, check_plain, json_from_bytes
 from .card_schema import ADAPTATION_SCHEMA, LABEL_ID_PATTERN, MAX_TEACHING_CASES
+
+if TYPE_CHECKING:
+    from ..geometry.volume import Volume
 
 TEACHING_NAME = "teaching.npz"
 #: Voxels of one case, and of all cases of a set.
@@ -84,6 +85,8 @@ class TeachingCase:
 def case_fingerprint(volume: Volume) -> str:
     """SHA-256 over shape, spacing (0.001 mm) and voxels in RAS order: the same image gives the same text whatever
     file it came from, and nothing of the patient can be read from it."""
+    from ..geometry.resample import to_ras_axes
+
     ras = to_ras_axes(volume)
     digest = hashlib.sha256(json.dumps([list(ras.shape), [round(s, 3) for s in ras.spacing]]).encode())
     for plane in ras.array:                             # by planes: a flipped view is not copied whole

@@ -23,7 +23,7 @@ from ..geometry.files import atomic_target, staged_folder
 from ..geometry.labels import Label
 from ..tasks import CancelToken
 from .card import CARD_NAME, ModelCard, card_from_dict, card_to_dict, read_card, verify_weights
-from .family import adapted_on, check_name, find_base, free_id, now, reference
+from .family import adapted_on, check_name, free_id, now, reference
 from .intake import TEXT_NAMES
 from .registry import Registry
 from .teaching import TeachingCase, write_teaching
@@ -46,7 +46,7 @@ def check_before(parent: ModelCard | None, *, name: str, labels: Iterable[Label]
     cards = registry.list()
     name = check_name(name, cards)
     if parent is not None:
-        _base_for(parent, cards)
+        _base_for(parent, registry, cards)
         labels = [label for label in labels if label.id not in {known.id for known in parent.labels}]
     for label in labels:
         _check_label(label)
@@ -75,7 +75,7 @@ def write_version(parent: ModelCard, *, name: str, network: Mapping[str, Any], l
     registry = registry or Registry(user=user_folder)
     cards = registry.list()
     name = check_name(name, cards)
-    base = _base_for(parent, cards)
+    base = _base_for(parent, registry, cards)
     verify_weights(base)
     verify_weights(parent)
     base_state = read_state(base)
@@ -162,14 +162,17 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def _base_for(parent: ModelCard, cards: list[ModelCard]) -> ModelCard:
+def _base_for(parent: ModelCard, registry: Registry, cards: list[ModelCard]) -> ModelCard:
     """The base that a version of this parent would have."""
     if parent.is_version:
-        return find_base(parent, cards)
+        return registry.base_of(parent)
     if not any(card.key == parent.key and card.checksum == parent.checksum for card in cards):
         if any(card.key == parent.key for card in cards):
             raise ModelError(f"Model {parent.key} was changed on disk since it was opened; choose it again and adapt "
                              "what is there now.")
+        for problem in registry.problems:
+            if problem.key == parent.key:
+                raise ModelError(problem.sentence)
         raise ModelError(f"Model {parent.key} is not among the installed models, where its versions would look for it; "
                          "add it first ('hiendseg models add'), and adapt it then.")
     return parent
