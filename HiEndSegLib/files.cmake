@@ -134,6 +134,21 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/upsample.py
   HiEndSegLib/pictures.py
   HiEndSegLib/presenter/__init__.py
+  HiEndSegLib/presenter/adapt.py
+  HiEndSegLib/presenter/adapt_answer.py
+  HiEndSegLib/presenter/adapt_choices.py
+  HiEndSegLib/presenter/adapt_comparing.py
+  HiEndSegLib/presenter/adapt_curve.py
+  HiEndSegLib/presenter/adapt_inputs.py
+  HiEndSegLib/presenter/adapt_outcome.py
+  HiEndSegLib/presenter/adapt_overlay.py
+  HiEndSegLib/presenter/adapt_questions.py
+  HiEndSegLib/presenter/adapt_ready.py
+  HiEndSegLib/presenter/adapt_results.py
+  HiEndSegLib/presenter/adapt_rows.py
+  HiEndSegLib/presenter/adapt_run.py
+  HiEndSegLib/presenter/adapt_show.py
+  HiEndSegLib/presenter/adapt_speeds.py
   HiEndSegLib/presenter/adapt_state.py
   HiEndSegLib/presenter/attention.py
   HiEndSegLib/presenter/attention_ask.py

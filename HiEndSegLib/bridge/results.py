@@ -30,6 +30,16 @@ def results_of(volume_node) -> list:
     return found
 
 
+def drawn_on(volume_node) -> list:
+    """Segmentation nodes whose reference volume this is and that are shown in lists of nodes, newest last."""
+    scene = volume_node.GetScene()
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    nodes = [scene.GetNthNodeByClass(n, "vtkMRMLSegmentationNode")
+             for n in range(scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"))]
+    return [node for node in nodes if node.GetNodeReferenceID(role) == volume_node.GetID()
+            and not node.GetHideFromEditors()]
+
+
 def segments_in(segmentation_node, ids) -> list[str]:
     """Those of `ids` that the segmentation has with at least one voxel or cell drawn, in the order given."""
     check_node(segmentation_node, "vtkMRMLSegmentationNode")

@@ -118,6 +118,8 @@ class SegmentBatch:
             return
         self._job.poll()
         self.message = self._job.progress.message
+        if self._job.state is JobState.IDLE:
+            self.message = _("Waiting for the engine, which is busy with another section; it does one thing at a time.")
         if getattr(self._engine, "worker_state", "") == "silent":
             self.message = _("The engine has not answered for some seconds; wait a little, or cancel.")
         if self._job.state is JobState.CANCELLING:
@@ -134,7 +136,7 @@ class SegmentBatch:
             self._finish(cancelled=True)
 
     def give_up(self, node_id: str, why: str) -> None:
-        """The node is gone: pieces that need it are not done; if one of them runs, it is stopped, its answer dropped."""
+        """The node is gone: pieces that need it are not done; one of them that runs is stopped, its answer dropped."""
         for index in range(self._index, len(self.pieces)):
             if self.pieces[index].needs(node_id):
                 self._lost[index] = why

@@ -80,6 +80,11 @@ class SegmentPresenter(ChoiceActions, ResultActions):
     def log(self) -> tuple[str, ...]:
         return self._batch.log if self._batch is not None else self._ended.log
 
+    @property
+    def device_kind(self) -> str | None:
+        """The device that is meant by what was chosen: "cuda:0", "cpu"; None as long as nobody knows."""
+        return self._machine.kind
+
     # ------------------------------------------------------------------------------------------ running
 
     def press(self) -> None:

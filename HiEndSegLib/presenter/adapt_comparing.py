@@ -1,0 +1,214 @@
+"""What a person drew against what the model says: read from the scene, compared, and looked at for mistakes.
+
+Nothing here waits or keeps nodes. All functions raise `HiEndSegError` where the scene has no such thing (any more).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from . import wording
+
+if TYPE_CHECKING:
+    from ..geometry.labels import Label
+    from ..geometry.volume import Volume
+    from ..models.card import ModelCard
+
+_ = wording.translator(__name__)
+
+#: A structure counts as corrected from this much on, or below this Dice; drawn on another lattice, only below the
+#: second one, because resampling moves borders by half a voxel.
+_CHANGED_ML, _SAME_DICE, _RESAMPLED_DICE = 1.0, 0.98, 0.95
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's own label map of a volume, and of which state of the volume it is."""
+
+    volume_id: str
+    voxels_of: int          # modification time of the volume's image
+    model: str              # the card's checksum
+    labels: Volume
+
+    def fits(self, scene: Any, volume_id: str, card: ModelCard) -> bool:
+        """Whether it is what `card` would say of the volume as it is now."""
+        node = scene.GetNodeByID(volume_id)
+        return (volume_id == self.volume_id and card.checksum == self.model and node is not None
+                and node.GetImageData() is not None and node.GetImageData().GetMTime() == self.voxels_of)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One structure that was drawn. dice, changed_ml: as in `TeachRow`. drawn_ml: all of it. differs: was corrected."""
+
+    label: Label
+    is_new: bool
+    segment_name: str
+    how: str
+    drawn_ml: float
+    dice: float | None = None
+    changed_ml: float | None = None
+    differs: bool = False
+    sentence: str = ""          # what is doubtful about it
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """structures: in the segmentation's order. untouched: names of the model's structures without a segment."""
+
+    structures: tuple[Compared, ...]
+    untouched: tuple[str, ...]
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is handed to the engine: image, label map, what its values mean, and what was noticed about it."""
+
+    volume: Volume
+    labels: Volume
+    legend: list[Label]
+    messages: tuple[str, ...]
+    findings: tuple[Any, ...]       # `operations.adapt_checks.Finding`s of what is taught
+
+
+def known_labels(card: ModelCard | None, dictionary: Sequence[Label]) -> list[Label]:
+    """What the model knows. Of an encoder (no card): structures of another model, so that ids and names stay usual."""
+    return list(card.labels if card is not None else dictionary)
+
+
+def drawn_in(scene: Any, segmentation_id: str, legend: Sequence[Label], all_new: bool = False) -> list:
+    """`bridge.structures.Drawn` of every segment; all_new: recognized by the legend, but nothing knows them."""
+    from ..bridge.structures import drawn_structures
+
+    drawn = drawn_structures(_node(scene, segmentation_id, _segmentation_gone()), legend)
+    return [replace(one, how="new") for one in drawn] if all_new else drawn
+
+
+def compare(scene: Any, volume_id: str, segmentation_id: str, card: ModelCard | None, dictionary: Sequence[Label],
+            answer: Answer | None) -> Comparison:
+    """Every drawn structure against the answer (None: an encoder has none)."""
+    from ..bridge.corrections import differences, read_correction
+
+    volume = _node(scene, volume_id, _volume_gone())
+    segmentation = _node(scene, segmentation_id, _segmentation_gone())
+    legend = known_labels(card, dictionary)
+    drawn = drawn_in(scene, segmentation_id, legend, all_new=card is None)
+    if all(one.empty for one in drawn):
+        raise InputError(_('Nothing is drawn in "{name}"; segment the volume, correct the result, and choose it '
+                           "here.").format(name=segmentation.GetName()))
+    own = [one for one in drawn if not one.is_new]
+    structures: dict[str, Compared] = {}
+    messages: list[str] = []
+    if own:
+        model = None if answer is None else answer.labels
+        correction = read_correction(segmentation, volume, legend, model=model, drawn=own)
+        messages += [message for message in correction.messages if "left out" not in message]
+        voxel_ml = correction.labels.voxel_ml
+        counts = _counts(correction.labels.array)
+        before = _counts(model.array) if model is not None else None
+        edits = differences(correction, model, correction.legend).edits if model is not None else {}
+        doubts = look(correction, model, card, correction.labels.spacing,
+                      [one.label.id for one in own if not one.empty])
+        for one in own:
+            sentence = " ".join(finding.sentence for finding in doubts
+                                if one.label.id in finding.ids and finding.kind in ("tiny", "no-overlap", "swapped"))
+            structures[one.segment_id] = replace(
+                _compared(one, counts, before, edits.get(one.label.id), voxel_ml,
+                          one.label.id in correction.resampled), sentence=sentence)
+    for one in drawn:
+        if one.is_new:
+            alone = read_correction(segmentation, volume, legend, drawn=[one])
+            ml = float(_counts(alone.labels.array)[one.label.value]) * alone.labels.voxel_ml
+            doubts = [] if one.empty else look(alone, None, card, alone.labels.spacing, [one.label.id])
+            structures[one.segment_id] = Compared(
+                one.label, True, one.segment_name, one.how, ml,
+                sentence=" ".join(finding.sentence for finding in doubts if finding.kind == "tiny"))
+            messages += [message for message in alone.messages if "resampled" in message]
+    there = {one.label.id for one in drawn}
+    names = tuple(label.name for label in (card.labels if card is not None else ()) if label.id not in there)
+    return Comparison(tuple(structures[one.segment_id] for one in drawn), names, tuple(dict.fromkeys(messages)))
+
+
+def read_case(scene: Any, volume_id: str, segmentation_id: str, card: ModelCard | None, dictionary: Sequence[Label],
+              answer: Answer | None, taught: Collection[str]) -> Case:
+    """What is drawn now, for the engine. New structures that are not taught are left out: their voxels are nobody's.
+
+    Raises InputError where a structure that is to be taught is not there any more.
+    """
+    from ..bridge.corrections import read_correction
+    from ..bridge.volumes import volume_from_node
+
+    volume = _node(scene, volume_id, _volume_gone())
+    segmentation = _node(scene, segmentation_id, _segmentation_gone())
+    legend = known_labels(card, dictionary)
+    drawn = drawn_in(scene, segmentation_id, legend, all_new=card is None)
+    gone = set(taught) - {one.label.id for one in drawn}
+    if gone:
+        raise InputError(_("{names}: no longer in the segmentation; compare again.").format(
+            names=wording.listing(sorted(gone))))
+    wanted = [one for one in drawn if not one.is_new or one.label.id in taught]
+    model = answer.labels if answer is not None and card is not None else None
+    correction = read_correction(segmentation, volume, legend, model=model, drawn=wanted)
+    image = volume_from_node(volume)
+    findings = look(correction, model, card, image.spacing, list(taught))
+    return Case(image, correction.labels, correction.legend,
+                tuple(message for message in correction.messages if "left out" not in message), findings)
+
+
+def look(correction: Any, model: Volume | None, card: ModelCard | None, spacing: Sequence[float],
+         structures: Sequence[str]) -> tuple:
+    """`operations.adapt_checks` on a label map that was read."""
+    from ..operations.adapt_checks import look_at_labels
+
+    wants = card if card is not None else _Nothing()
+    return tuple(look_at_labels(correction.labels.array, None if model is None else model.array, correction.legend,
+                                wants, spacing, list(structures)))
+
+
+class _Nothing:
+    """What an encoder knows, in place of a card: no structure, and no lattice of its own yet."""
+
+    labels: Sequence = ()
+    spacing = (1.5, 1.5, 1.5)
+
+
+def _compared(one: Any, counts: Any, before: Any, edit: Any, voxel_ml: float, resampled: bool) -> Compared:
+    voxels = int(counts[one.label.value])
+    result = Compared(one.label, False, one.segment_name, one.how, voxels * voxel_ml)
+    if before is None:
+        return result
+    was = int(before[one.label.value])
+    added, removed = (edit.added, edit.removed) if edit is not None else (0, 0)
+    dice = 2 * (was - removed) / (was + voxels) if was + voxels else None
+    changed = (added + removed) * voxel_ml
+    differs = dice is not None and (dice < _RESAMPLED_DICE if resampled else changed >= _CHANGED_ML
+                                    or dice < _SAME_DICE)
+    return replace(result, dice=dice, changed_ml=changed, differs=differs)
+
+
+def _counts(array: Any) -> Any:
+    """Voxels per value of a uint8 array, without another full-size array of integers."""
+    import numpy as np
+
+    flat = array.ravel(order="K")
+    return sum((np.bincount(flat[start:start + (1 << 24)], minlength=256) for start in range(0, flat.size, 1 << 24)),
+               np.zeros(256, np.int64))
+
+
+def _node(scene: Any, node_id: str, sentence: str) -> Any:
+    node = scene.GetNodeByID(node_id)
+    if node is None:
+        raise InputError(sentence)
+    return node
+
+
+def _volume_gone() -> str:
+    return _("The volume is no longer in the scene; choose another one.")
+
+
+def _segmentation_gone() -> str:
+    return _("The segmentation is no longer in the scene; choose another one.")
