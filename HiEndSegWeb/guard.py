@@ -43,6 +43,11 @@ def knows(given: str | None, key: str) -> bool:
     return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
 
 
+def elsewhere(address: str) -> web.Response:
+    """Send the browser to another address."""
+    return web.Response(status=302, headers={"Location": address, **HEADERS})
+
+
 def protect(app: Any, key: str, host: str) -> None:
     """Put the guard in front of every route of an aiohttp application."""
     @web.middleware
@@ -50,7 +55,7 @@ def protect(app: Any, key: str, host: str) -> None:
         if not (allowed_host(request, host) and same_origin(request)):
             return web.Response(status=403, text="This address is not served here.")
         if knows(request.query.get("key"), key):
-            answer: web.StreamResponse = web.HTTPFound("/index.html")
+            answer: web.StreamResponse = elsewhere("/index.html")
             answer.set_cookie(cookie_name(request), key, httponly=True, samesite="Strict", path="/")
             return answer
         if not knows(request.cookies.get(cookie_name(request)), key):

@@ -21,7 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .guard import allowed_host, cookie_name, knows
+from .guard import allowed_host, cookie_name, elsewhere, knows
 
 KEY_VARIABLE = "HIENDSEG_SESSION_KEY"
 #: Sessions at a time; each takes about 0.6 GB, more while it computes.
@@ -103,7 +103,7 @@ class Lobby:
         cookie = cookie_name(request)
         if knows(request.query.get("token"), self.token):
             self.token = secrets.token_urlsafe(18)          # it is good for one browser
-            answer: web.StreamResponse = web.HTTPFound("/")
+            answer: web.StreamResponse = elsewhere("/")
             answer.set_cookie(cookie, self._entered, httponly=True, samesite="Strict", path="/")
             return answer
         if not knows(request.cookies.get(cookie), self._entered):
@@ -119,12 +119,12 @@ class Lobby:
             return web.Response(status=500, text=f"The page could not be started ({error}).")
         self._ready = None
         if tab.process.returncode is not None:              # it died while it waited
-            return web.HTTPFound("/")
+            return elsewhere("/")
         self._tabs.append(tab)
         if len(self._tabs) < self.most:
             self._prepare()
         host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
-        return web.HTTPFound(f"http://{host}:{tab.port}/?key={tab.address}")
+        return elsewhere(f"http://{host}:{tab.port}/?key={tab.address}")
 
     def _prepare(self) -> asyncio.Task:
         """The task that makes the next session; started if it is not."""

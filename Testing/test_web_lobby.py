@@ -1,0 +1,187 @@
+"""Who gets in: tokens, cookies, sessions of their own; with a small stand-in for the session's process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import textwrap
+
+import pytest
+
+aiohttp = pytest.importorskip("aiohttp", reason="the page's packages are not installed")
+
+from aiohttp import web                                                                 # noqa: E402
+
+from HiEndSegWeb import guard                                                           # noqa: E402
+from HiEndSegWeb.lobby import Lobby                                                     # noqa: E402
+
+#: A session's process without views: listens behind the real guard, and says its own number.
+SESSION = textwrap.dedent("""
+    import argparse, asyncio, json, os, sys
+    from aiohttp import web
+    from HiEndSegWeb.guard import protect
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host"); parser.add_argument("--folder"); parser.add_argument("--file", default="none")
+    options = parser.parse_args()
+    if options.file == "broken":
+        sys.exit("this session has no views")
+    open(os.path.join(options.folder, "upload"), "w").close()
+    async def serve():
+        app = web.Application()
+        protect(app, os.environ["HIENDSEG_SESSION_KEY"], options.host)
+        async def page(request):
+            return web.Response(text=f"{os.getpid()} {options.file}")
+        async def end(request):
+            os._exit(3)
+        app.router.add_get("/index.html", page)
+        app.router.add_get("/end", end)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, options.host, 0).start()
+        print(json.dumps({"port": runner.addresses[0][1]}), flush=True)
+        await asyncio.Event().wait()
+    asyncio.run(serve())
+""")
+
+
+def lobby(tmp_path, **more):
+    return Lobby(command=(sys.executable, "-c", SESSION), temporary=tmp_path, **more)
+
+
+def in_lobby(tmp_path, play, **more):
+    async def run():
+        here = lobby(tmp_path, **more)
+        await here.start()
+        try:
+            await play(here)
+        finally:
+            await here.close()
+
+    asyncio.run(run())
+
+
+def browser():
+    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
+
+
+def test_the_token_works_once_and_every_page_is_a_session_of_its_own(tmp_path):
+    async def play(here):
+        address = here.address
+        async with browser() as first, browser() as second:
+            async with first.get(address) as answer:
+                one = await answer.text()
+                assert answer.status == 200 and "key=" not in str(answer.url)
+            async with second.get(address) as answer:
+                assert answer.status == 403 and "one browser" in await answer.text()
+            async with first.get(address.split("?")[0]) as answer:
+                two = await answer.text()
+            assert one.split()[1] == "ct.nii" and two.split()[1] == "none"      # the file belongs to the first page
+            assert one.split()[0] != two.split()[0] and len(here.tabs) == 2
+
+    in_lobby(tmp_path, play, opened=("--file", "ct.nii"))
+    assert list(tmp_path.iterdir()) == []                                       # uploads go with their sessions
+
+
+def test_nobody_gets_in_without_a_token(tmp_path):
+    async def play(here):
+        async with browser() as stranger:
+            for address in (here.address.split("?")[0], here.address[:-1] + "x"):
+                async with stranger.get(address) as answer:
+                    assert answer.status == 403
+            assert here.tabs == []
+
+    in_lobby(tmp_path, play)
+
+
+def test_a_session_answers_only_the_browser_with_its_key_from_its_own_page(tmp_path):
+    async def play(here):
+        async with browser() as owner, browser() as other:
+            async with owner.get(here.address) as answer:
+                url = str(answer.url)
+            async with other.get(url) as answer:
+                assert answer.status == 403
+            async with owner.get(url, headers={"Origin": "http://evil.example"}) as answer:
+                assert answer.status == 403
+            async with owner.get(url, headers={"Host": "evil.example"}) as answer:
+                assert answer.status == 403
+            async with owner.get(url) as answer:
+                assert answer.status == 200 and answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+
+    in_lobby(tmp_path, play)
+
+
+def test_a_dead_session_takes_nobody_along_and_its_folder_goes(tmp_path):
+    async def play(here):
+        async with browser() as person:
+            async with person.get(here.address) as answer:
+                url = answer.url
+            folder = here.tabs[0].folder
+            assert folder.is_dir()
+            with pytest.raises(aiohttp.ClientError):
+                await person.get(url.with_path("/end"))
+            await asyncio.wait_for(here._tabs[0].process.wait(), 5)
+            while folder.exists():
+                await asyncio.sleep(0.01)
+            assert here.tabs == []
+            async with person.get(f"http://127.0.0.1:{here.port}/") as answer:
+                assert answer.status == 200
+
+    in_lobby(tmp_path, play)
+
+
+def test_only_so_many_sessions_at_a_time(tmp_path):
+    async def play(here):
+        async with browser() as person:
+            async with person.get(here.address) as answer:
+                assert answer.status == 200
+            async with person.get(f"http://127.0.0.1:{here.port}/") as answer:
+                assert answer.status == 503 and "close one" in await answer.text()
+
+    in_lobby(tmp_path, play, most=1)
+
+
+def test_a_session_that_cannot_start_is_said_with_its_last_words(tmp_path):
+    async def play(here):
+        async with browser() as person:
+            async with person.get(here.address) as answer:
+                assert answer.status == 500 and "could not be started" in await answer.text()
+
+    in_lobby(tmp_path, play, opened=("--file", "broken"))
+
+
+@pytest.mark.parametrize("host, asked, allowed", [
+    ("127.0.0.1", "127.0.0.1:80", True), ("127.0.0.1", "localhost:80", True), ("127.0.0.1", "[::1]:80", True),
+    ("127.0.0.1", "evil.example:80", False), ("127.0.0.1", "127.0.0.1.evil.example", False),
+    ("0.0.0.0", "lab-pc:80", True)])
+def test_names_of_this_computer(host, asked, allowed):
+    request = type("Request", (), {"host": asked})
+    assert guard.allowed_host(request, host) is allowed
+
+
+def test_the_guard_stands_before_websockets_too():
+    async def run():
+        app = web.Application()
+        guard.protect(app, "secret", "127.0.0.1")
+
+        async def socket(request):
+            answer = web.WebSocketResponse()
+            await answer.prepare(request)
+            await answer.send_str("in")
+            return answer
+
+        app.router.add_get("/ws", socket)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = runner.addresses[0][1]
+        async with browser() as person:
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await person.ws_connect(f"http://127.0.0.1:{port}/ws")
+            cookies = {f"hiendseg-{port}": "secret"}
+            async with person.ws_connect(f"http://127.0.0.1:{port}/ws",
+                                         headers={"Cookie": f"hiendseg-{port}={cookies[f'hiendseg-{port}']}"}) as ws:
+                assert (await ws.receive()).data == "in"
+        await runner.cleanup()
+
+    asyncio.run(run())
