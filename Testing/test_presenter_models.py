@@ -190,6 +190,113 @@ def test_an_encoders_folder_is_no_model_and_is_told_so(shelf, tmp_path):
     assert shelf.state.failed and "checksum" in shelf.state.headline and not shelf.state.busy
 
 
+# ---------------------------------------------------------------------------------------------- versions
+
+
+def write_version(shelf, name, parent, date, **changes):
+    """A version's folder; its weights are bytes that nothing here opens."""
+    import hashlib
+
+    from HiEndSegLib.models.family import reference
+
+    folder = shelf.registry.user / f"{name.lower()}@1.0.0"
+    folder.mkdir(parents=True)
+    weights = name.encode()
+    (folder / "weights.safetensors").write_bytes(weights)
+    base = shelf.registry.base_of(parent)
+    adaptation = {"base": reference(base), "parent": reference(parent), "name": name, "date": date, "parameters": {},
+                  "case": {"fingerprint": "0123456789", "shape": [9, 9, 9], "spacing": [3, 3, 3]}, "report": {},
+                  "teaching_cases": 0}
+    (folder / "card.json").write_text(json.dumps(card_dict(
+        id=name.lower(), title=name, format_version=2, adaptation=adaptation, weights={
+            "file": "weights.safetensors", "sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights),
+            "dtype": "float16"}, **changes)))
+    shelf.presenter.refresh()
+    return shelf.registry.get(name.lower())
+
+
+def test_versions_stand_under_their_parent_with_a_sentence(shelf):
+    write_model(shelf.registry.user / "alone", id="alone", title="Alone")
+    base = shelf.registry.get("base")
+    late = write_version(shelf, "Late", base, "2026-09-02T10:00:00+02:00")
+    write_version(shelf, "Early", base, "2026-09-01")
+    write_version(shelf, "Child", late, "2026-09-03")
+    rows = shelf.state.rows
+    assert [(row.title, row.depth, row.parent) for row in rows] == [
+        ("Base", 0, ""), ("Early", 1, "base@1.0.0"), ("Late", 1, "base@1.0.0"), ("Child", 2, "late@1.0.0"),
+        ("Alone", 0, "")]
+    assert rows[0].default and not any(row.default for row in rows[1:])
+    assert [row.adapted_sentence for row in rows] == [
+        "", "Adapted from Base on 2026-09-01.", "Adapted from Base on 2026-09-02.", "Adapted from Late on 2026-09-03.",
+        ""]
+    shelf.presenter.delete("late")
+    shelf.presenter.answer("delete")
+    shelf.presenter.wait()
+    child = next(row for row in shelf.state.rows if row.title == "Child")
+    assert (child.parent, child.depth, child.adapted_sentence) == (
+        "base@1.0.0", 1, "Adapted from Late on 2026-09-03."), "a parent that is gone is still named"
+
+
+def test_the_chosen_versions_sentence_says_where_it_comes_from(shelf):
+    from HiEndSegLib.presenter.catalogue import Catalogue
+
+    write_version(shelf, "Liver", shelf.registry.get("base"), "2026-09-01")
+    catalogue = Catalogue(shelf.registry, {})
+    catalogue.refresh()
+    assert catalogue.card.id == "base" and "Adapted" not in catalogue.sentence(None)
+    assert catalogue.choose("liver") and catalogue.sentence(None).startswith("Adapted from Base on 2026-09-01. ")
+    catalogue.filter = "liver"
+    assert [(row.id, row.depth) for row in catalogue.rows(lambda card: None)][-1] == ("liver@1.0.0", 1)
+
+
+def test_a_base_that_versions_need_is_not_even_asked_about(shelf):
+    write_model(shelf.registry.user / "own", id="own", title="Own", description="other")
+    (shelf.registry.user / "own" / "weights.safetensors").write_bytes(b"others")
+    card = json.loads((shelf.registry.user / "own" / "card.json").read_text())
+    import hashlib
+    card["weights"].update(sha256=hashlib.sha256(b"others").hexdigest(), bytes=6)
+    (shelf.registry.user / "own" / "card.json").write_text(json.dumps(card))
+    write_version(shelf, "Liver", shelf.registry.get("own"), "2026-09-01")
+    shelf.presenter.delete("own")
+    assert shelf.state.question is None and shelf.state.failed
+    assert shelf.state.headline == "Own is needed by what was adapted from it (Liver); delete that first."
+    shutil.rmtree(shelf.registry.user / "own")
+    shelf.presenter.refresh()
+    assert shelf.ids == ["base@1.0.0"] and "own@1.0.0, which is not installed" in shelf.state.problems[0]
+
+
+def test_exporting_a_version_says_what_its_reader_needs(shelf, tmp_path):
+    write_version(shelf, "Liver", shelf.registry.get("base"), "2026-09-01")
+    for id_, told in (("liver@1.0.0", "a.zip was written. It holds changes only: whoever adds it needs the model "
+                                      "base@1.0.0."), ("base", "a.zip was written.")):
+        shelf.presenter.export(id_, tmp_path / "a.zip")
+        assert shelf.state.busy
+        shelf.presenter.wait()
+        assert not shelf.state.failed and shelf.state.headline == told
+        assert zipfile.is_zipfile(tmp_path / "a.zip")
+    shelf.presenter.export("liver", tmp_path / "no such folder" / "a.zip")
+    shelf.presenter.wait()
+    assert shelf.state.failed and "does not exist" in shelf.state.headline
+
+
+def test_cases_kept_beside_a_version_are_shown_and_forgotten_when_asked(shelf):
+    card = write_version(shelf, "Liver", shelf.registry.get("base"), "2026-09-01")
+    assert not any(row.teaching for row in shelf.state.rows)
+    (card.folder / "teaching.npz").write_bytes(b"parts of images")
+    shelf.presenter.refresh()
+    assert [row.title for row in shelf.state.rows if row.teaching] == ["Liver"]
+    shelf.presenter.forget_teaching("liver")
+    assert "Delete the parts of images that are kept beside Liver?" in shelf.state.question.text
+    shelf.presenter.answer("cancel")
+    assert (card.folder / "teaching.npz").exists()
+    shelf.presenter.forget_teaching("liver")
+    shelf.presenter.answer("forget")
+    shelf.presenter.wait()
+    assert shelf.state.headline == "Liver keeps no parts of images any more." and not shelf.state.failed
+    assert not (card.folder / "teaching.npz").exists() and not any(row.teaching for row in shelf.state.rows)
+    assert shelf.ids == ["base@1.0.0", "liver@1.0.0"]
+
+
 def test_closing_listens_to_no_answer(tmp_path):
     shelf = Shelf(tmp_path)
     shelf.presenter.add(write_model(tmp_path / "download"))

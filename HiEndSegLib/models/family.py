@@ -72,17 +72,17 @@ def family_order(cards: Iterable[ModelCard]) -> list[tuple[ModelCard, ModelCard 
             parents[card.key] = parent
     ordered, seen = [], set()
 
-    def place(card: ModelCard) -> None:
+    def place(card: ModelCard, parent: ModelCard | None) -> None:
         if card.key in seen:                            # cards that name each other must not go round for ever
             return
         seen.add(card.key)
-        ordered.append((card, parents.get(card.key)))
+        ordered.append((card, parent))
         children = [child for child in cards if parents.get(child.key) is card]
         for child in sorted(children, key=lambda child: child.adaptation["date"]):
-            place(child)
+            place(child, card)
 
     for card in [card for card in cards if card.key not in parents] + cards:
-        place(card)
+        place(card, None)
     return ordered
 
 

@@ -142,6 +142,10 @@ class Registry:
         return [other for other in self.list() if other.is_version and card.key != other.key and
                 any(other.adaptation[role]["sha256"] == card.checksum for role in ("base", "parent"))]
 
+    def needed_by(self, card: ModelCard) -> list[ModelCard]:
+        """The versions that would be lost with this model; while there are any, it cannot be removed."""
+        return _lost_without(card, self.list())
+
     def ids(self) -> set[str]:
         """Ids that are taken: those of the models, and of folders that are none."""
         cards = _scan(self.shipped, []) + _scan(self.user, [])
@@ -228,8 +232,13 @@ class Registry:
             raise OptionError(f"There are several versions of {id}: {', '.join(f.name for f in folders)}; say which "
                               "one to remove.")
         folder = folders[0]
-        if own:
-            self._refuse_if_needed(own[0], everything)
+        lost = _lost_without(own[0], everything) if own else []
+        if lost:
+            names = ", ".join(f"{version.title} ({version.key})" for version in lost[:5])
+            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+            verb = "is" if len(lost) == 1 else "are"
+            raise ModelError(f"Model {own[0].key} is needed by {names}{more}, which {verb} "
+                             "made of changes to it; remove what was adapted from it first, or keep it.")
         try:
             if folder.is_symlink():
                 folder.unlink()  # somebody's link to a folder elsewhere: the folder is not ours to delete
@@ -242,22 +251,6 @@ class Registry:
                               "permissions.") from None
         self._problems = None
         return folder
-
-    @staticmethod
-    def _refuse_if_needed(card: ModelCard, cards: list[ModelCard]) -> None:
-        """A whole model stays as long as a version of it would be lost with it."""
-        others = [other for other in cards if other is not card]
-        lost = []
-        for other in others:
-            if other.is_version:
-                try:
-                    find_base(other, others)
-                except ModelError:
-                    lost.append(f"{other.title} ({other.key})")
-        if lost:
-            names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-            raise ModelError(f"Model {card.key} is needed by {names}, which {'is' if len(lost) == 1 else 'are'} made "
-                             "of changes to it; remove what was adapted from it first, or keep it.")
 
     def _renamed(self, card: ModelCard, cards: list[ModelCard]) -> ModelCard:
         """A version under a free name and id, where another model has its own already; else the very same card."""
@@ -278,6 +271,17 @@ def version_key(version: str) -> tuple:
                    for piece in re.findall(r"[0-9]+|[A-Za-z]+", tail))
     parts = [int(number) for number in numbers.split(".")]
     return tuple(parts + [0] * (4 - len(parts))), rank, pieces
+
+
+def _lost_without(card: ModelCard, cards: list[ModelCard]) -> list[ModelCard]:
+    others, lost = [other for other in cards if other.key != card.key], []
+    for other in others:
+        if other.is_version:
+            try:
+                find_base(other, others)
+            except ModelError:
+                lost.append(other)
+    return lost
 
 
 def _damaged(problems: list[ModelProblem]) -> dict[str, str]:

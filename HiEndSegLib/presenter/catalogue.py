@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HiEndSegError
+from ..models.family import adapted_on, family_order
 from . import wording
 from .state import ModelRow, StructureRow
 
@@ -30,6 +31,7 @@ class Catalogue:
         self.filter = ""
         self._chosen: str | None = None         # key
         self._unchecked: dict[str, frozenset[str]] = {}
+        self._teaching: frozenset[str] = frozenset()     # keys of versions with cases beside them
 
     # ------------------------------------------------------------------------------------------------ the list
 
@@ -39,6 +41,7 @@ class Catalogue:
             self.cards = list(self._registry.list())
             self.problems = tuple(str(problem) for problem in self._registry.problems)
             self.missing_package = ""
+            self._teaching = _with_teaching(self.cards)
         except ModuleNotFoundError as error:
             self.cards, self.missing_package = [], str(error.name)
             self.problems = (_("The models cannot be read before HiEndSeg is set up ({package} is missing).").format(
@@ -70,24 +73,31 @@ class Catalogue:
         return next((card for card in self.cards if card.key == self._chosen), None)
 
     def rows(self, expected: Callable[[ModelCard], float | None]) -> tuple[ModelRow, ...]:
-        """Models that match the filter. expected: seconds for a card on this machine, or None."""
-        words = self.filter.casefold().split()
-        return tuple(self._row(card, expected(card)) for card in self.cards if _matches(card, words))
+        """Models that match the filter, each version under its parent. expected: seconds for a card on this machine,
+        or None."""
+        words, rows, depth = self.filter.casefold().split(), [], {}
+        for card, parent in family_order(self.cards):
+            depth[card.key] = 0 if parent is None else depth[parent.key] + 1
+            if _matches(card, words):
+                rows.append(self._row(card, expected(card), parent, depth[card.key]))
+        return tuple(rows)
 
     def sentence(self, expected: float | None) -> str:
         """The chosen model in one line, or what to do where there is none."""
         card = self.card
         if card is None:
             return _("No model is installed; add one in the section Models.")
-        return " ".join((score_sentence(card), speed_sentence(expected)))
+        return " ".join(filter(None, (adapted_sentence(card), score_sentence(card), speed_sentence(expected))))
 
-    def _row(self, card: ModelCard, expected: float | None) -> ModelRow:
+    def _row(self, card: ModelCard, expected: float | None, parent: ModelCard | None, depth: int) -> ModelRow:
         shipped = self._registry.is_shipped(card)
         row = ModelRow(
             id=card.key, title=card.title, structures=tuple(label.name for label in card.labels),
             modality=card.modality, megabytes=round(card.weights["bytes"] / 1e6, 1), licence=_first_line(card.licence),
             expected_seconds=expected, speed_sentence=speed_sentence(expected), score_sentence=score_sentence(card),
             version=card.version, description=card.description, shipped=shipped, default=card is self.cards[0],
+            parent="" if parent is None else parent.key, depth=depth, adapted_sentence=adapted_sentence(card),
+            teaching=card.key in self._teaching,
             tooltip="\n".join(filter(None, (
                 card.description,
                 _("{count} structures: {names}").format(count=len(card.labels),
@@ -140,6 +150,15 @@ def speed_sentence(expected: float | None) -> str:
     return _("About {time} on this computer.").format(time=wording.seconds(expected))
 
 
+def adapted_sentence(card: ModelCard) -> str:
+    """Of a version, what it was adapted from and when; "" of a whole model."""
+    if not card.is_version:
+        return ""
+    parent = card.adaptation["parent"]
+    return _("Adapted from {parent} on {date}.").format(parent=parent.get("title") or parent["id"],
+                                                        date=adapted_on(card))
+
+
 def score_sentence(card: ModelCard) -> str:
     """What was measured and on what; cases that were trained on are named as such. Cards are not trusted here."""
     unseen, seen = {}, {}
@@ -164,6 +183,12 @@ def score_sentence(card: ModelCard) -> str:
               "less on others.")
     return template.format(mean=f"{sum(values) / len(values):.2f}", low=f"{min(values):.2f}",
                            high=f"{max(values):.2f}", count=len(values), cases=cases)
+
+
+def _with_teaching(cards: list[ModelCard]) -> frozenset[str]:
+    from ..models.teaching import has_teaching
+
+    return frozenset(card.key for card in cards if has_teaching(card))
 
 
 def _matches(card: ModelCard, words: list[str]) -> bool:

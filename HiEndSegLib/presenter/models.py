@@ -1,4 +1,4 @@
-"""`ModelsPresenter`: add, verify and delete models, and recognize weights from elsewhere when pointed at them."""
+"""`ModelsPresenter`: add, verify, export and delete models, and recognize weights from elsewhere."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .state import Choice, ModelRow, Question
 
 if TYPE_CHECKING:
     from ..engine.interface import Engine, Job
+    from ..models.card import ModelCard
     from ..models.registry import Registry
 
 _ = wording.translator(__name__)
@@ -58,7 +59,7 @@ class ModelsPresenter:
         self._job: Job | None = None
         self._looked_at = ""
         self._number = 0
-        self._deleting = ""
+        self._asked: tuple[str, str] = ("", "")         # what the open question is about: action, id
         self.changed, self.models_changed = Signal(), Signal()
         self.state = ModelsState(folder=str(registry.user))
 
@@ -98,21 +99,50 @@ class ModelsPresenter:
             self._show(headline=_("{title} came with HiEndSeg and stays; only your own models can be deleted.").format(
                 title=card.title), failed=True)
             return
-        self._number += 1
-        self._deleting = id_
-        self._show(question=Question(self._number, "delete", _(
-            "Delete {name} from your model folder? This cannot be undone.").format(
-            name=card.title if card is not None else id_),
-            (Choice("delete", _("Delete")), Choice("cancel", _("Cancel")))))
+        needed = self._registry.needed_by(card) if card is not None else []
+        if needed:
+            self._show(headline=_("{title} is needed by what was adapted from it ({names}); delete that first.").format(
+                title=card.title, names=", ".join(version.title for version in needed)), failed=True)
+            return
+        self._ask("delete", id_, _("Delete {name} from your model folder? This cannot be undone.").format(
+            name=card.title if card is not None else id_), _("Delete"))
+
+    def export(self, id_: str, path: Any) -> None:
+        """One file of a model or version for other people; the face has asked about a file that is there already."""
+        def export(cancel: Any) -> Any:
+            from ..models.versions import export_version
+
+            return export_version(self._registry.get(id_), path, overwrite=True, cancel=cancel)
+
+        def words(written: Any) -> str:
+            card = self._catalogue.find(id_)
+            if card is None or not card.is_version:
+                return _("{file} was written.").format(file=written.name)
+            base = card.adaptation["base"]
+            return _("{file} was written. It holds changes only: whoever adds it needs the model {base}.").format(
+                file=written.name, base=f"{base['id']}@{base['version']}")
+
+        self._work(_("Exporting {name}…").format(name=id_), export, words)
+
+    def forget_teaching(self, id_: str) -> None:
+        """Ask, and then delete the cases that are kept beside a version; the version stays."""
+        card = self._catalogue.find(id_)
+        if card is not None and not self.state.busy:
+            self._ask("forget", card.key, _(
+                "Delete the parts of images that are kept beside {name}? The model stays as it is; what is taught to "
+                "it next may then undo some of what these cases taught.").format(name=card.title), _("Delete images"))
 
     def answer(self, choice: str) -> None:
         """Answer `state.question`."""
         question = self.state.question
         if question is None:
             return
-        id_, self._deleting = self._deleting, ""
+        (action, id_), self._asked = self._asked, ("", "")
         self._show(question=None)
-        if choice == "delete":
+        if choice == action == "forget":
+            self._work(_("Deleting…"), lambda _cancel: _forget(self._registry.get(id_)),
+                       lambda card: _("{title} keeps no parts of images any more.").format(title=card.title))
+        elif choice == action == "delete":
             self._work(_("Deleting {name}…").format(name=id_), lambda _cancel: self._registry.remove(id_),
                        lambda _folder: _("{name} was deleted.").format(name=id_))
 
@@ -160,6 +190,12 @@ class ModelsPresenter:
         self._job = None
 
     # ------------------------------------------------------------------------------------------ inside
+
+    def _ask(self, action: str, id_: str, text: str, button: str) -> None:
+        self._number += 1
+        self._asked = (action, id_)
+        self._show(question=Question(self._number, action, text,
+                                     (Choice(action, button), Choice("cancel", _("Cancel")))))
 
     def _work(self, headline: str, function: Callable, words: Callable[[Any], str]) -> None:
         """`function` beside everything else; its result in `words`. One thing at a time."""
@@ -237,3 +273,10 @@ class ModelsPresenter:
         if state != self.state:
             self.state = state
             self.changed.emit()
+
+
+def _forget(card: ModelCard) -> ModelCard:
+    from ..models.teaching import forget_teaching
+
+    forget_teaching(card)
+    return card

@@ -21,6 +21,8 @@ class ModelRow:
     id: "torso-ct-tiny@1.0.0", what `set_model` takes. structures: names. expected_seconds: on this machine for the
     chosen volume, None where it was not measured yet; speed_sentence says either. score_sentence: what was measured
     and on what. tooltip: several lines for people who want to know more.
+    parent: of a version, the model it was adapted from and stands under in the list (""), depth levels below a whole
+    model; adapted_sentence says from what and when. teaching: whether cases it learned from are kept beside it.
     """
 
     id: str
@@ -37,6 +39,10 @@ class ModelRow:
     shipped: bool = False
     default: bool = False
     tooltip: str = ""
+    parent: str = ""
+    depth: int = 0
+    adapted_sentence: str = ""
+    teaching: bool = False
 
 
 @dataclass(frozen=True)
