@@ -62,25 +62,25 @@ def find_encoder(network: nn.Module) -> EncoderView | None:
             volume = embedding.patch_size[0] * embedding.patch_size[1] * embedding.patch_size[2]
             return EncoderView(module.blocks, lambda x, embedding=embedding: embedding(x)[0], embedding.patch_size,
                                embedding.patch_embeddings["1"].in_features // volume, 0)
-        if _is_monai_vit(module):
-            embedding = module.patch_embedding
-            patch = as_triple(embedding.patch_size)
-            return EncoderView(module.blocks, embedding, patch, _monai_channels(embedding, patch), 0)
+        vit, patch = getattr(module, "vit", None), getattr(module, "patch_size", None)
+        if patch is not None and not isinstance(vit, UNETREncoder) and _is_monai_vit(vit):   # which does not know its patch
+            return EncoderView(vit.blocks, vit.patch_embedding, patch, _monai_channels(vit, as_triple(patch)), 0)
     return None
 
 
-def _is_monai_vit(module: nn.Module) -> bool:
+def _is_monai_vit(module: nn.Module | None) -> bool:
     """MONAI's ViT, known by its parts, so that MONAI need not be installed to ask."""
-    blocks, embedding = getattr(module, "blocks", None), getattr(module, "patch_embedding", None)
-    if not isinstance(blocks, nn.ModuleList) or not len(blocks) or not hasattr(embedding, "patch_size"):
+    blocks = getattr(module, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks) or hasattr(module, "cls_token") \
+            or isinstance(module, (UNETREncoder, VisionTransformer3D)):
         return False
-    return not hasattr(module, "cls_token") and all(
+    return hasattr(module, "patch_embedding") and all(
         hasattr(block, "norm1") and isinstance(getattr(getattr(block, "attn", None), "qkv", None), nn.Linear)
         and hasattr(block.attn, "num_heads") for block in blocks)
 
 
-def _monai_channels(embedding: nn.Module, patch: tuple[int, int, int]) -> int:
-    layer = embedding.patch_embeddings
+def _monai_channels(vit: nn.Module, patch: tuple[int, int, int]) -> int:
+    layer = vit.patch_embedding.patch_embeddings
     if isinstance(layer, nn.Conv3d):
         return layer.in_channels
     return layer[1].in_features // (patch[0] * patch[1] * patch[2])     # 0 cuts the patches, 1 is the linear layer
