@@ -80,6 +80,7 @@ class AdaptPresenter(AdaptChoices, AdaptComparing, AdaptReady, AdaptResults):
         self.changed, self.models_changed = Signal(), Signal()
         self._heard = self._of_segment()
         segment.changed.connect(self._segment_changed)
+        segment.answered.connect(self._segment_answered)
         self._state = self._show()
 
     @property
@@ -242,6 +243,7 @@ class AdaptPresenter(AdaptChoices, AdaptComparing, AdaptReady, AdaptResults):
         self.changed.disconnect_all()
         self.models_changed.disconnect_all()
         self._segment.changed.disconnect(self._segment_changed)
+        self._segment.answered.disconnect(self._segment_answered)
         self._drop()
         self._overlay.hide()
         self._chart.remove()
@@ -325,8 +327,7 @@ class AdaptPresenter(AdaptChoices, AdaptComparing, AdaptReady, AdaptResults):
             self._heard = heard
             with self._change():
                 if not self.busy:
-                    self._inputs.follow(self._segment.state)
-                    self._look()
+                    self._follow()
 
     @contextmanager
     def _change(self, still: bool = False) -> Iterator[None]:

@@ -85,3 +85,8 @@ class AdaptComparing:
             if failure is not error:
                 _log.error("Comparing failed unexpectedly", exc_info=error)
             self._end = replace(AdaptEnd.failed(None, failure, ()), headline=_("The case was not compared."))
+
+    def _segment_answered(self, volume_id: str, voxels_of: int, card: Any, labels: Any) -> None:
+        """The Segment section has the model's own answer already: it need not be made again."""
+        if not self._closed and self._comparing is None:
+            self._answer = Answer(volume_id, voxels_of, card.checksum, labels)

@@ -15,14 +15,11 @@ class AdaptChoices:
     """
 
     def enter(self) -> None:
-        """The section is on screen: take over what the Segment section works with, and look at the nodes again."""
+        """The section is on screen: read the models, look at the nodes, take over what Segment works with."""
         with self._change():
             if not self.busy:
-                self._inputs.look()
-                before = self._case()
-                self._inputs.follow(self._segment.state)
-                self._case_changed(before)
-                self._look()
+                self._inputs.catalogue.refresh()
+                self._follow()
 
     def leave(self) -> None:
         """The section is not on screen any more. Whatever runs goes on; keep calling `tick()`."""
@@ -34,6 +31,7 @@ class AdaptChoices:
                 before = self._case()
                 self._look()
                 self._case_changed(before)
+                self._miss_version()
 
     def set_volume(self, node: Any) -> None:
         """The volume, as a node, an id or None; its newest segmentation is chosen with it."""
@@ -84,10 +82,16 @@ class AdaptChoices:
                 return
             before = self._case()
             choose()
-            if self._case() != before:
+            if self._case_changed(before):
                 self._forget_end()
-                self._case_changed(before)
-                self._look()
+            self._look()
+
+    def _follow(self) -> None:
+        before = self._case()
+        self._inputs.follow(self._segment.state, self._rows.comparison is not None)
+        self._case_changed(before)
+        self._look()
+        self._miss_version()
 
     def _case(self) -> tuple:
         inputs = self._inputs
@@ -95,7 +99,11 @@ class AdaptChoices:
         return (inputs.volume_id, inputs.segmentation_id, None if card is None else card.key,
                 inputs.encoder_path if inputs.from_encoder else None)
 
-    def _case_changed(self, before: tuple) -> None:
-        """Rows of another case are no rows of this one."""
-        if self._case() != before:
-            self._rows.clear()
+    def _case_changed(self, before: tuple) -> bool:
+        """Rows and scores of another case are none of this one. Why something was stopped stays to be read."""
+        if self._case() == before:
+            return False
+        self._rows.clear()
+        if self._end.phase:
+            self._forget_end()
+        return True

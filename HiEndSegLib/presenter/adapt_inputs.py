@@ -30,18 +30,24 @@ class AdaptInputs:
         self.segmentation_sentence = ""
         self.segmentation_problem = ""
         self.from_encoder = False
-        self._model_said = False                # by the person
+        self._volume_said = self._segmentation_said = self._model_said = False      # by the person
 
     # ------------------------------------------------------------------------------------------ choosing
 
-    def follow(self, segment: Any) -> None:
-        """Take over what the Segment section works with, as far as nothing was chosen here."""
-        if self._node(self.volume_id) is None:
-            self.volume_id = segment.volume_id
-        if self._node(self.segmentation_id) is None:
-            mine = segment.segmentation_id if segment.volume_id == self.volume_id else None
+    def follow(self, segment: Any, compared: bool = False) -> None:
+        """Take over what the Segment section works with, as far as the person chose nothing here.
+
+        segment: its state. compared: the model stays the one that was compared with, as long as the case does.
+        """
+        before = self.volume_id, self.segmentation_id
+        if segment.volume_id is not None and (not self._volume_said or self._node(self.volume_id) is None):
+            self.volume_id, self._volume_said = segment.volume_id, False
+        same = segment.volume_id == self.volume_id
+        if self.volume_id != before[0] or not self._segmentation_said or self._node(self.segmentation_id) is None:
+            mine = segment.segmentation_id if same else None
             self.segmentation_id = mine or self._segmentation_of_volume()
-        if not self._model_said:
+            self._segmentation_said = False
+        if not self._model_said and not (compared and before == (self.volume_id, self.segmentation_id)):
             key = self._made_by() or segment.model_id
             if key is not None:
                 self.catalogue.choose(key)
@@ -50,15 +56,15 @@ class AdaptInputs:
         """True where it is another one; the segmentation then becomes its newest."""
         if node_id == self.volume_id:
             return False
-        self.volume_id = node_id
-        self.segmentation_id = self._segmentation_of_volume()
+        self.volume_id, self._volume_said = node_id, node_id is not None
+        self.segmentation_id, self._segmentation_said = self._segmentation_of_volume(), False
         self._follow_maker()
         return True
 
     def choose_segmentation(self, node_id: str | None) -> bool:
         if node_id == self.segmentation_id:
             return False
-        self.segmentation_id = node_id
+        self.segmentation_id, self._segmentation_said = node_id, node_id is not None
         self._follow_maker()
         return True
 
@@ -155,15 +161,17 @@ class AdaptInputs:
         mine = node_id in (self.volume_id, self.segmentation_id)
         if node_id == self.volume_id:
             self.volume_id = self.facts = None
+            self._volume_said = False
         if node_id == self.segmentation_id:
             self.segmentation_id = None
+            self._segmentation_said = False
             self.segmentation_sentence = self.segmentation_problem = ""
         return mine
 
     def clear(self) -> None:
         self.volume_id = self.segmentation_id = self.facts = None
         self.segmentation_sentence = self.segmentation_problem = ""
-        self._model_said = False
+        self._volume_said = self._segmentation_said = self._model_said = False
 
     # ------------------------------------------------------------------------------------------ inside
 

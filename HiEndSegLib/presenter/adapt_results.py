@@ -130,6 +130,12 @@ class AdaptResults:
         self._segment.refresh()
         self.models_changed.emit()
 
+    def _miss_version(self) -> None:
+        """Somebody may have deleted the version that was made."""
+        if self._end.key is not None and self._inputs.catalogue.find(self._end.key) is None:
+            self._end = self._end.without_version(_('"{name}" is not in the model list any more.').format(
+                name=self._end.title))
+
     def _say(self, headline: str) -> None:
         """Another headline over what is there."""
         self._end = replace(self._end, headline=headline)

@@ -44,8 +44,9 @@ class SegmentBatch:
     """Drive it with `tick()`; it is over when `over` is true. Answers of jobs that were dropped are never looked at."""
 
     def __init__(self, engine: Engine, pieces: Sequence[Any], speeds: Speeds,
-                 expected: Callable[[Any], float | None], clock: Callable[[], float]):
-        self._engine, self._clock = engine, clock
+                 expected: Callable[[Any], float | None], clock: Callable[[], float],
+                 answered: Callable[[Any, Any], None] | None = None):
+        self._engine, self._clock, self._answered = engine, clock, answered
         self.pieces, self._speeds, self._expected = list(pieces), speeds, expected
         self.summary = Summary()
         self._log: list[str] = []               # of pieces that are over
@@ -193,6 +194,8 @@ class SegmentBatch:
             self._fail(error)
             return
         self._speeds.remember(result.info)
+        if self._answered is not None:
+            self._answered(piece, result)
         self.summary.placed.append(placed)
         self.summary.results.append({"name": piece.name, "statistics": result.statistics, "info": result.info})
         self._close_piece(Outcome(piece.name, True, " ".join(placed.messages)))

@@ -60,7 +60,7 @@ class NodePiece:
         node = scene.GetNodeByID(volume_id)
         self.name = node.GetName() if node is not None else volume_id
         self._box: tuple | None = None
-        self._voxels_of = 0
+        self.voxels_of = 0              # modification time of what was read
 
     def needs(self, node_id: str) -> bool:
         """Whether the piece is pointless without this node."""
@@ -73,7 +73,7 @@ class NodePiece:
         node = self._node()
         self._box = region_box(self._scene, self.order.roi_id, self.volume_id)
         volume = volume_from_node(node)
-        self._voxels_of = node.GetImageData().GetMTime()
+        self.voxels_of = node.GetImageData().GetMTime()
         return volume, self._box
 
     def place(self, result: SegmentResult) -> Placed:
@@ -83,7 +83,7 @@ class NodePiece:
         from ..bridge.tables import measure_segments, write_table
 
         node, messages = self._node(), list(result.messages)
-        if node.GetImageData() is not None and node.GetImageData().GetMTime() != self._voxels_of:
+        if node.GetImageData() is not None and node.GetImageData().GetMTime() != self.voxels_of:
             messages.append(_('"{volume}" was changed meanwhile; the result is of what it was before.').format(
                 volume=self.name))
         segmentation = self._replace(result, node, messages)

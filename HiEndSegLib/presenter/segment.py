@@ -63,6 +63,7 @@ class SegmentPresenter(ChoiceActions, ResultActions):
         self._depth = 0
         self._still: SegmentState | None = None         # what does not change from tick to tick
         self.changed = Signal()
+        self.answered = Signal()        # (volume id, time of its voxels, card, labels): all structures, whole volume
         self._state = self._show()
 
     # ------------------------------------------------------------------------------------------ what is shown
@@ -199,6 +200,7 @@ class SegmentPresenter(ChoiceActions, ResultActions):
     def close(self) -> None:
         """The window goes away or the program quits: stop, forget, tell nobody any more. May be called twice."""
         self.changed.disconnect_all()
+        self.answered.disconnect_all()
         self._drop(None)
         self._machine.close()
         self._outputs.clear()
@@ -246,7 +248,12 @@ class SegmentPresenter(ChoiceActions, ResultActions):
 
     def _start(self, pieces: list) -> None:
         self._machine.drop_plan()
-        self._batch = SegmentBatch(self._machine.engine, pieces, self._speeds, self._expected_of, self._clock)
+        self._batch = SegmentBatch(self._machine.engine, pieces, self._speeds, self._expected_of, self._clock,
+                                   self._tell_answer)
+
+    def _tell_answer(self, piece: Any, result: Any) -> None:
+        if isinstance(piece, NodePiece) and piece.order.only is None and piece.order.roi_id is None:
+            self.answered.emit(piece.volume_id, piece.voxels_of, piece.order.card, result.labels)
 
     def _end_batch(self) -> None:
         batch, self._batch, self._still = self._batch, None, None
