@@ -105,10 +105,13 @@ class HiEndSegWidget(ScriptedLoadableModuleWidget):
 
 
 class HiEndSegLogic(ScriptedLoadableModuleLogic):
-    """Segmentation for scripts; all of it waits until the result is there.
+    """Segmentation and adaptation for scripts; all of it waits until the result is there.
 
         logic = HiEndSegLogic()
         segmentation = logic.segment(slicer.util.getNode("CT"), only=["liver", "spleen"])
+        ...                                               # correct it, by hand or by another program
+        model = logic.adapt(slicer.util.getNode("CT"), segmentation, "Liver as we draw it", structures=["liver"])
+        segmentation = logic.segment(slicer.util.getNode("CT2"), model=model)
     """
 
     def __init__(self, parent=None):
@@ -144,6 +147,28 @@ class HiEndSegLogic(ScriptedLoadableModuleLogic):
         from HiEndSegPanel.scripting import segmentNodes
 
         return segmentNodes(volumeNodes, model=model, device=device, only=only, roi=roi, progress=progress)
+
+
+    def adapt(self, volumeNode, segmentationNode, name, structures=None, speed="auto", model=None, encoder=None,
+              device="auto", sides="ask", keepTeaching=False, keepAnyway=False, progress=None):
+        """Teach a model from one corrected case; the key ("id@version") of the new version, which `segment` takes.
+
+        None where nothing got better, so that nothing was kept; keepAnyway keeps it all the same. The model that is
+        taught is never changed.
+        segmentationNode: segments of the volume, corrected. name: of the version, in the list of models. structures:
+        ids to teach, as the list in the panel has them; None for those that differ from the model's own answer. speed:
+        "quick" (head and adapters), "full" (everything), "auto" by device. model: id of the model to teach; None for
+        the one that made the segmentation, else the default. encoder: path of a pretrained encoder, to make a new model
+        from it instead. sides: "keep" or "swap" what looks swapped between left and right; "ask" raises. keepTeaching:
+        keep parts of this case beside the version on this computer, so that later lessons do not undo this one.
+        progress(fraction, sentence): called while it runs.
+        Raises HiEndSegLib.errors.HiEndSegError with a sentence that says what to do.
+        """
+        from HiEndSegPanel.scripting import adapt
+
+        return adapt(volumeNode, segmentationNode, name, structures=structures, speed=speed, model=model,
+                     encoder=encoder, device=device, sides=sides, keepTeaching=keepTeaching, keepAnyway=keepAnyway,
+                     progress=progress)
 
 
 class HiEndSegTest(ScriptedLoadableModuleTest):

@@ -16,7 +16,8 @@ from HiEndSegLib.engine.interface import Engine, Job, JobState
 class QuickEngine(Engine):
     """Answers at the next look, by thresholds instead of a network: enough to see what the panel makes of an answer.
 
-    patient: jobs go halfway and wait there, until it is set to False or they are cancelled.
+    patient: segmenting and adapting go halfway and wait there, until it is set to False, or they are cancelled or asked
+    to finish. Adapting never makes anything better, so no version is kept.
     """
 
     def __init__(self, patient=False):
@@ -32,14 +33,29 @@ class QuickEngine(Engine):
 
     def _pump(self, timeout):
         for job in self._jobs:
-            if job.operation == "segment" and self.patient:
-                job._advance(0.5, "Tile 1 of 2")
+            if job.operation == "adapt" and not job.records:
+                self._tell(job)
+            if job.operation in ("segment", "adapt") and self.patient and not job.finishing:
+                job._advance(0.5, "Tile 1 of 2" if job.operation == "segment" else "Step 20 of 40")
             elif not job.done:
                 job._finish(getattr(self, "_" + job.operation + "Answer")(**job.arguments))
         self._jobs = [job for job in self._jobs if not job.done]
 
     def _cancel(self, job):
         job._cancelled()
+
+    def _finish_early(self, job):
+        job._finish_soon()
+
+    @staticmethod
+    def _tell(job):
+        """The records of the first half."""
+        taught = job.arguments["structures"]
+        for step in (5, 10, 15, 20):
+            job._record({"kind": "step", "step": step, "of": 40, "loss": 1 / step, "seconds": step / 10})
+            if step % 10 == 0:
+                job._record({"kind": "score", "step": step, "dice": dict.fromkeys(taught, 0.5), "mean": 0.5,
+                             "agreement": 0.99, "best": step == 10})
 
     def close(self):
         self.closed = True
@@ -65,6 +81,33 @@ class QuickEngine(Engine):
                 "input": {"name": volume.name, "shape": list(volume.shape)}, "tiles": {"run": 1, "planned": 1},
                 "timings": {"tiles": 0.1}}
         return SegmentResult(labels, legend, structure_statistics(labels, volume, legend), info)
+
+
+    def _plan_adaptAnswer(self, **others):
+        from HiEndSegLib.operations.adapt_plan import AdaptPlan
+
+        def plan(speed, minutes):
+            return AdaptPlan(speed=speed, device="cpu", steps=40, crops=0, minutes=minutes, bytes_host=1 << 29,
+                             bytes_device=0, host_bytes=8 << 30, device_bytes=0, fits=True,
+                             sentence=f"About {minutes:g} min.")
+
+        return {"quick": plan("quick", 3.0), "full": plan("full", 20.0), "auto": "quick"}
+
+    def _adaptAnswer(self, volume, labels, legend, structures, speed, seed, **others):
+        """As before the lesson, and as after it."""
+        from HiEndSegLib.engine.adapting import AdaptResult
+
+        counts = {label.id: int((labels.array == label.value).sum()) for label in legend}
+        taught = [{"id": label.id, "name": label.name, "new": False, "voxels": counts[label.id],
+                   "held_out_voxels": counts[label.id] // 4, "dice_before": 0.5, "dice_after": 0.5,
+                   "surface_before_mm": 4.0, "surface_after_mm": 4.0} for label in legend if label.id in structures]
+        protected = [{"id": label.id, "name": label.name, "agreement": 0.99, "dice_before": None, "dice_after": None}
+                     for label in legend if label.id not in structures]
+        return AdaptResult(None, {
+            "speed": "quick" if speed == "auto" else speed, "device": "cpu", "precision": "float32", "seed": seed,
+            "threads": 1, "steps": 40, "best_step": 10, "seconds": 4.0, "stopped": "end", "taught": taught,
+            "sentence": "Nothing got better.", "protected": protected, "worse": [], "better": False,
+            "held_out_mm": [], "peak_memory_bytes": 1 << 28, "parameters": {}, "teaching_cases": 0}, [], None)
 
 
 def sampleVolume(size=(96, 96, 60), corner=(35, 14, 64)):
@@ -104,11 +147,11 @@ def openPanel(test, engine=None):
         if widget.panel.sections is None:
             test.skipTest("HiEndSeg is not set up in this Slicer: see its set-up page")
         if engine is not None:
-            widget.panel.sections.segment.set_engine(engine)
+            widget.panel.sections.setEngine(engine)
         yield widget
     finally:
         if engine is not None and widget.panel.sections is not None:
-            widget.panel.sections.segment.set_engine(machine.engine())
+            widget.panel.sections.setEngine(machine.engine())
         widget.exit()
 
 

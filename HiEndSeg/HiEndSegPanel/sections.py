@@ -1,4 +1,4 @@
-"""`Sections`: Segment, Edit and Models with their presenters, tied to the scene and to what is saved with it."""
+"""`Sections`: Segment, Edit, Adapt and Models with their presenters, tied to the scene and to what is saved with it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import qt
 import slicer
 import vtk
 from HiEndSegLib.models.registry import Registry
+from HiEndSegLib.presenter.adapt import AdaptPresenter
 from HiEndSegLib.presenter.models import ModelsPresenter
 from HiEndSegLib.presenter.segment import SegmentPresenter
 from slicer.util import VTKObservationMixin
 
+from .adapt import AdaptSection
 from .editor import EmbeddedEditor
 from .models import ModelsSection
 from .results import ResultRow
@@ -32,17 +34,23 @@ class Sections(VTKObservationMixin):
         registry = Registry()
         self.segment = SegmentPresenter(scene=slicer.mrmlScene, engine=engine, registry=registry, settings=settings)
         self.models = ModelsPresenter(registry=registry, engine=engine, settings=settings)
+        self.adapt = AdaptPresenter(scene=slicer.mrmlScene, engine=engine, registry=registry, settings=settings,
+                                    segment=self.segment)
         self.models.models_changed.connect(self.segment.refresh)
+        self.models.models_changed.connect(self.adapt.refresh)
+        self.adapt.models_changed.connect(self.models.refresh)
         self.editor = EmbeddedEditor(ui, entered)
         self.segment.set_undo_hook(self.editor.saveStateForUndo)
+        self._adaptSection = AdaptSection(ui, self.adapt)
         self._parts = [SegmentSection(ui, self.segment, self.onOffer), ResultRow(ui, self.segment, self.editor),
-                       ModelsSection(ui, self.models, lambda: self.segment.state.model_id)]
-        self._parameters, self._watched, self._linking = None, (), False
+                       self._adaptSection, ModelsSection(ui, self.models, lambda: self.segment.state.model_id)]
+        self._parameters, self._watched, self._linking = None, set(), False
         self._later = qt.QTimer()
         self._later.setSingleShot(True)
         self._later.setInterval(QUIET)
-        self._later.connect("timeout()", self.segment.refresh)
+        self._later.connect("timeout()", self.onQuiet)
         self.segment.changed.connect(self.onChanged)
+        self.adapt.changed.connect(self._watchInputs)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
@@ -51,7 +59,9 @@ class Sections(VTKObservationMixin):
 
     @property
     def busy(self):
-        return self.segment.state.busy or self.models.state.busy
+        adapt = self.adapt.state
+        drawing = adapt.overlay_shown and not adapt.overlay_ids
+        return self.segment.state.busy or self.models.state.busy or adapt.busy or drawing
 
     @property
     def needsSetup(self):
@@ -60,28 +70,37 @@ class Sections(VTKObservationMixin):
     def enter(self):
         self._linkToScene()
         self.segment.enter()
+        self.adapt.enter()
         self.models.refresh()
         self.editor.enter()
 
     def exit(self):
         """Whatever runs goes on."""
         self.segment.leave()
+        self.adapt.leave()
         self.editor.exit()
 
     def tick(self):
         self.segment.tick()
+        self.adapt.tick()
         self.models.tick()
 
     def close(self):
         self.removeObservers()
         self._later.stop()
-        self._later.disconnect("timeout()", self.segment.refresh)
+        self._later.disconnect("timeout()", self.onQuiet)
         self.editor.close()
         for part in self._parts:
             part.close()
         self.models.close()
+        self.adapt.close()
         self.segment.close()
         self._parameters = None
+
+    def setEngine(self, engine):
+        """Use another engine from now on, in every section that computes."""
+        self.segment.set_engine(engine)
+        self.adapt.set_engine(engine)
 
     def onOffer(self, action):
         """A remedy that the Segment section offers after a failure."""
@@ -104,10 +123,13 @@ class Sections(VTKObservationMixin):
     def onSceneStartClose(self, caller=None, event=None):
         self._unlink()
         self.editor.hide()
+        self._adaptSection.sceneClosing()
+        self.adapt.scene_closing()
         self.segment.scene_closing()
 
     def onSceneEndClose(self, caller=None, event=None):
         self.segment.scene_closed()
+        self.adapt.scene_closed()
         if self._entered():
             self._linkToScene()
 
@@ -123,6 +145,7 @@ class Sections(VTKObservationMixin):
             return                          # told as a whole by onSceneStartClose
         self.editor.nodeRemoved(node.GetID())
         self.segment.node_removed(node.GetID())
+        self.adapt.node_removed(node.GetID())
 
     # ------------------------------------------------------------------------------------------- the parameter node
 
@@ -175,27 +198,36 @@ class Sections(VTKObservationMixin):
                 self._parameters.model, self._parameters.only = state.model_id or "", self._only(state)
         finally:
             self._linking = False
-        self._watch((state.volume_id, state.roi_id))
+        self._watchInputs()
 
     @staticmethod
     def _only(state):
         checked = tuple(row.id for row in state.structures if row.checked)
         return None if len(checked) == len(state.structures) else checked
 
-    def _watch(self, ids):
-        """Look again, a little later, when the chosen volume is transformed or the region is moved."""
-        if ids == self._watched:
+    def _watchInputs(self):
+        """Look again, a little later, when what was chosen is transformed, moved, or gets and loses segments."""
+        moved, changed = slicer.vtkMRMLTransformableNode.TransformModifiedEvent, vtk.vtkCommand.ModifiedEvent
+        segment, adapt = self.segment.state, self.adapt.state
+        events = {(segment.volume_id, moved), (segment.roi_id, changed), (adapt.volume_id, moved),
+                  (adapt.segmentation_id, slicer.vtkSegmentation.SegmentAdded),
+                  (adapt.segmentation_id, slicer.vtkSegmentation.SegmentRemoved)}
+        if events == self._watched:
             return
         self.removeObservers(self.onInputModified)
-        self._watched = ids
-        events = (slicer.vtkMRMLTransformableNode.TransformModifiedEvent, vtk.vtkCommand.ModifiedEvent)
-        for nodeID, event in zip(ids, events):
+        self._watched = events
+        for nodeID, event in events:
             node = slicer.mrmlScene.GetNodeByID(nodeID) if nodeID else None
             if node is not None:
                 self.addObserver(node, event, self.onInputModified)
 
     def onInputModified(self, caller=None, event=None):
         self._later.start()
+
+    def onQuiet(self):
+        """What was chosen has come to rest."""
+        self.segment.refresh()
+        self.adapt.refresh()
 
     @staticmethod
     def _firstVolume():

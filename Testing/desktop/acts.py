@@ -134,6 +134,21 @@ def start(desk, volume):
     assert desk.ui.runButton.text == "Cancel" and desk.ui.progressBar.visible
 
 
+def correct(desk, volume, node, structure, new="Cyst"):
+    """What a person does in the editor: a part of a structure erased, and a segment that the model does not know."""
+    util = desk.slicer.util
+    before = util.arrayFromSegmentBinaryLabelmap(node, structure, volume)
+    slices = [k for k in range(len(before)) if before[k].any()]
+    after = before.copy()
+    after[slices[len(slices) // 2]:] = 0
+    util.updateSegmentBinaryLabelmapFromArray(after, node, structure, volume)
+    segment = node.GetSegmentation().AddEmptySegment("", new, (0.1, 0.8, 0.7))
+    own = np.zeros_like(before)
+    own[tuple(slice(n // 4, n // 2) for n in before.shape)] = 1
+    util.updateSegmentBinaryLabelmapFromArray(own, node, segment, volume)
+    return segment
+
+
 # --------------------------------------------------------------------------------------------------- acts
 
 def segment(desk, volume, name="segment"):

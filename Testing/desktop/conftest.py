@@ -5,6 +5,7 @@ Run with `pytest Testing/desktop` in a process of its own. `--pictures FOLDER` k
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def slicerApp(tmp_path_factory):
-    """`slicer.app` of the stand-in."""
+    """`slicer.app` of the stand-in; the models of whoever runs the tests stay out of it, and untouched."""
+    os.environ["HIENDSEG_MODELS"] = str(tmp_path_factory.mktemp("models"))
     return double.start(tmp_path_factory.mktemp("slicer"))
 
 

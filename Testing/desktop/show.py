@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 import tempfile
 import time
@@ -109,15 +110,15 @@ def main(arguments=None):
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        models = folder / "models"
+        models.mkdir()
+        os.environ["HIENDSEG_MODELS"] = str(models)         # of the panel and of the engine's process
         double.start(folder / "slicer")
         from desk import Desk
 
         desk, rows = Desk(options.out), []
         desk.patience = 3600.0
         desk.enter()
-        models = folder / "models"
-        models.mkdir()
-        desk.segment._catalogue._registry.user = models
         for number, path in enumerate(paths):
             for name, act in acts_on(desk, path, title(path, options.data), number == 0, models):
                 rows.append(play(desk, name, act))

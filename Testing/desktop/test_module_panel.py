@@ -16,11 +16,11 @@ def engine(desk):
     from HiEndSegPanel.scenarios import QuickEngine
 
     quick = QuickEngine()
-    desk.segment.set_engine(quick)
+    desk.panel.sections.setEngine(quick)
     yield quick
     if desk.state.busy:
         desk.segment.cancel()
-    desk.segment.set_engine(machine.engine())
+    desk.panel.sections.setEngine(machine.engine())
 
 
 @pytest.fixture
