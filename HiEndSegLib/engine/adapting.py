@@ -1,8 +1,28 @@
-"""Adapting, as both engines do it: what is asked for, what comes back. The work is `Library`'s; no torch on import."""
+"""Adapting, as both engines do it: load, plan, teach, write the new version, or remember what was not worth keeping.
+
+`Library` calls it. torch is imported by the first call that needs it; `AdaptResult` is for both sides of the border.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import uuid
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Sequence
+
+from ..errors import Cancelled, EngineError, OptionError, OutOfMemoryError
+from ..tasks import CancelToken, Progress, Record, subprogress
+from .transfer import plain
+
+if TYPE_CHECKING:
+    from ..geometry.labels import Label
+    from ..geometry.volume import Volume
+    from ..models.card import ModelCard
+    from ..operations.adapt_plan import AdaptPlan
+    from .library import Library
+
+#: Where loading and writing end on the bar.
+LOADED, TAUGHT = 0.03, 0.98
 
 
 @dataclass(frozen=True)
@@ -28,3 +48,151 @@ class AdaptResult:
     def to_dict(self) -> dict:
         """Ready for JSON."""
         return {"key": self.key, "report": self.report, "messages": self.messages}
+
+
+class Unsaved:
+    """The last adaptation that was not kept, for a person who wants it all the same. In memory only."""
+
+    def __init__(self, write: Any, report: dict):
+        self.name = uuid.uuid4().hex
+        self.write = write
+        self.report = report
+
+
+def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[Label], name: str,
+          structures: Sequence[str], model: Any = None, encoder: str | None = None, speed: str = "auto",
+          device: str = "auto", steps: int | None = None, seed: int = 0, keep_teaching: bool = False,
+          keep_if_worse: bool = False, sides: str = "ask", threads: int | None = None, memory_limit: int | None = None,
+          record: Record, progress: Progress, cancel: CancelToken) -> AdaptResult:
+    """See `Engine.submit_adapt`. Nothing is on the disk before the new version is, whole."""
+    from ..models.teaching import read_teaching, with_case
+    from ..models.versions import check_before
+    from ..operations import adapt as operation
+    from .library import find_card
+
+    library.unsaved = None
+    taught = [label for label in legend if label.id in structures]
+    card = None if encoder is not None else find_card(model)
+    check_before(card, name=name, labels=taught)                      # not after minutes of work
+    progress(0.0, f"Loading {card.title}" if card is not None else "Reading the encoder")
+    loaded = _from_encoder(encoder, taught, device, cancel) if card is None else \
+        library.ready(card, device, cancel)[0]
+    try:
+        teaching = read_teaching(card) if card is not None else []
+        recipe = _recipe(library, volume, loaded.card, device, speed, steps, len(teaching), memory_limit, progress)
+        cancel.check()
+        if cancel.finishing:                              # nothing has begun, so there is no best so far
+            raise Cancelled()
+        adapted = operation.adapt(loaded, volume, labels, legend, structures=structures, device=device, speed=speed,
+                                  steps=steps, seed=seed, threads=threads, memory_limit=memory_limit, sides=sides,
+                                  teaching=teaching, record=record, recipe=recipe,
+                                  progress=subprogress(progress, LOADED, TAUGHT), cancel=cancel)
+        parent = loaded.card
+    finally:
+        library.forget()                                  # memory for what comes next
+        del loaded
+    report = plain(adapted.report)
+    case = {"fingerprint": adapted.teaching_case.fingerprint, "shape": [int(n) for n in volume.shape],
+            "spacing": [float(s) for s in volume.spacing]}
+    kept = with_case(teaching, [adapted.teaching_case] if keep_teaching else [])
+    adapted.teaching_case, network = None, adapted.network
+    adapted.network = None
+
+    def write() -> ModelCard:
+        from ..models.versions import write_version, write_whole
+
+        common = {"name": name, "network": adapted.network_config, "labels": adapted.labels, "report": report,
+                  "case": case, "parameters": report.get("parameters", {}), "teaching": kept}
+        if encoder is not None:
+            return write_whole(parent, state=network, **common)
+        return write_version(parent, replaced=adapted.replaced, low_rank=adapted.low_rank, **common)
+
+    if encoder is None:
+        network = None
+    messages = list(adapted.messages)
+    if not (adapted.better or keep_if_worse):
+        library.unsaved = Unsaved(write, report)
+        return AdaptResult(None, report, messages, library.unsaved.name)
+    cancel.check()
+    progress(TAUGHT, "Writing the new version")
+    return AdaptResult(write().key, report, messages)
+
+
+def keep(library: Library, unsaved: str) -> AdaptResult:
+    """See `Engine.submit_keep`."""
+    waiting = library.unsaved
+    if waiting is None or waiting.name != unsaved:
+        raise EngineError("This adaptation is no longer in memory; adapt again, and choose to keep it whatever the "
+                          "scores say.")
+    card = waiting.write()
+    library.unsaved = None
+    return AdaptResult(card.key, waiting.report, [])
+
+
+def plan_adapt(library: Library, *, shape: tuple, ijk_to_ras: Any, dtype: str, model: Any = None,
+               encoder: str | None = None, structures: Sequence[str] | None = None, speed: str = "auto",
+               device: str = "auto") -> dict:
+    """See `Engine.submit_plan_adapt`."""
+    import numpy as np
+
+    from ..geometry.volume import Volume
+    from ..operations.adapt_plan import SPEEDS, default_speed
+    from ..operations.devices import choose_device
+    from .library import find_card
+
+    if speed not in (*SPEEDS, "auto"):
+        raise OptionError(f"There is no speed '{speed}'; choose {', '.join(SPEEDS)} or auto.")
+    card = find_card(model) if encoder is None else _card_from_encoder(encoder)
+    kind = choose_device(device).kind
+    volume = Volume(np.broadcast_to(np.zeros((), dtype), shape), ijk_to_ras)
+    plans = {name: _plan(library, volume, card, kind, name) for name in SPEEDS if speed in (name, "auto")}
+    return {**plans, "auto": default_speed(kind)}
+
+
+def _plan(library: Library, volume: Volume, card: ModelCard, kind: str, speed: str, **options: Any) -> AdaptPlan:
+    from ..geometry.resample import to_ras_axes
+    from ..models.registry import Registry
+    from ..operations.adapt_plan import plan_adapt
+    from ..operations.devices import free_bytes, thread_count
+
+    ras = to_ras_axes(volume)
+    limit = options.pop("memory_limit", None) or 1 << 62
+    host = min(free_bytes("cpu"), limit)
+    whole = Registry().base_of(card) if card.is_version else card
+    if whole.weights.get("bytes"):
+        options["parameters"] = whole.weights["bytes"] // (4 if whole.weights["dtype"] == "float32" else 2)
+    seconds = library.tile_seconds.get((card.key, kind)) or library.tile_seconds.get((whole.key, kind))
+    return plan_adapt(ras.shape, ras.spacing, card, kind, host if kind == "cpu" else free_bytes(kind), speed,
+                      {"host_bytes": host, "tile_seconds": seconds, "threads": thread_count(), **options})
+
+
+def _recipe(library: Library, volume: Volume, card: ModelCard, device: str, speed: str, steps: int | None,
+            teaching: int, memory_limit: int | None, progress: Progress) -> Any:
+    """How to learn within the memory that is free; None for the usual way. Raises OutOfMemoryError with the numbers."""
+    from ..operations.adapt_loop import RECIPES
+    from ..operations.adapt_plan import SPEEDS, default_speed, too_large
+    from ..operations.devices import choose_device
+
+    kind = choose_device(device).kind
+    speed = default_speed(kind) if speed == "auto" else speed
+    if speed not in SPEEDS:
+        return None                                       # the operation says what there is
+    options = {"steps": steps, "teaching": teaching, "memory_limit": memory_limit}
+    plan = _plan(library, volume, card, kind, speed, **options)
+    progress(0.0, plan.sentence)
+    if not plan.fits:
+        raise OutOfMemoryError(too_large(plan, _plan(library, volume, card, kind, "quick", **options)
+                                         if speed == "full" else None))
+    usual = RECIPES[speed]
+    return dataclasses.replace(usual, crops=plan.crops) if plan.crops != usual.crops else None
+
+
+def _from_encoder(path: str, labels: Sequence[Label], device: str, cancel: CancelToken) -> Any:
+    """A model around encoder weights that knows none of `labels` yet."""
+    from ..operations.adapt_encoder import model_from_encoder
+
+    return model_from_encoder(path, labels)
+
+
+def _card_from_encoder(path: str) -> ModelCard:
+    return _from_encoder(path, [], "cpu", CancelToken()).card

@@ -29,6 +29,7 @@ CLASSES = {
     "SegmentResult": ("HiEndSegLib.operations.result", "SegmentResult"),
     "MemoryPlan": ("HiEndSegLib.operations.plan", "MemoryPlan"),
     "Step": ("HiEndSegLib.operations.plan", "Step"),
+    "AdaptPlan": ("HiEndSegLib.operations.adapt_plan", "AdaptPlan"),
     "AdaptResult": ("HiEndSegLib.engine.adapting", "AdaptResult"),
     "AttentionResult": ("HiEndSegLib.operations.attend_result", "AttentionResult"),
     "AttentionMap": ("HiEndSegLib.operations.attend_result", "AttentionMap"),

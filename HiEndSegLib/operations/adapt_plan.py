@@ -1,0 +1,175 @@
+"""How long adapting a model to one case will take, and how much memory. No torch, so a face can ask.
+
+Memory counted: the parent's answer for the case (as in `plan.py`), the weights with their copies, gradients and
+moments, one crop on its way forward and back, and in quick mode what the frozen part gave for all crops that are kept.
+Time counted: that answer before and after, the kept crops, the steps, and the looks at the held-out slabs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Mapping, Sequence
+
+from .plan import USABLE, gigabytes, plan_memory
+from .tiling import tile_starts
+
+if TYPE_CHECKING:
+    from ..models.card import ModelCard
+
+SPEEDS = ("quick", "full")
+#: As in `adapt_loop.RECIPES`: steps, edge of a crop in voxels, crops that are kept, steps between two scores.
+STEPS = {"quick": 400, "full": 300}
+CROP, CROPS, EVERY = 72, 160, 50
+#: Fewer kept crops than this teach too little.
+FEWEST_CROPS = 32
+#: Kinds of networks that take crops smaller than their tile.
+ANY_SIZE = ("maskmed", "pointwise")
+
+#: Bytes a crop's voxel takes forward and back. Measured at 72^3 with 20 classes on a CPU, MaskMed: quick 990 in
+#: bfloat16, full 1070; at 96^3 in float32 890 and 1130, pointwise 980 and 1310.
+STEP_BYTES = {"quick": 1050, "full": 1300}
+#: Bytes of a kept crop's voxel: the frozen part's maps in bfloat16, and its code.
+KEPT_BYTES = 11
+#: Bytes a parameter takes: the copy that learns, its average, the best so far; full adds gradient and two moments.
+PARAMETER_BYTES = {"quick": 10, "full": 24}
+#: Bytes a voxel of the model's lattice takes while the loop runs: image, drawing, answers, codes, masks.
+LATTICE_BYTES = 16
+FIXED_BYTES = 250_000_000
+#: Layers of a case, as a share, that are held out in slabs and looked at between steps.
+HELD_SHARE, SLABS = 0.25, 2
+
+#: Seconds of a tile's voxel forward, where no segmentation was timed: one CPU core with and without bfloat16
+#: instructions lie on both sides of it; a graphics card; Apple's.
+VOXEL_SECONDS = {"cpu": 1.1e-6, "cuda": 1.5e-8, "mps": 1.5e-7}
+#: What things cost in units of a forward pass over as many voxels (measured for the default model, one core).
+FRONT, STEP, SCORE = 0.3, {"quick": 1.5, "full": 2.4}, {"quick": 0.7, "full": 1.0}
+#: Seconds of drawing one crop of a million voxels, on the CPU.
+DRAW = 0.35
+#: Of the tiles that are planned, the share that is not air.
+BODY_SHARE = 0.85
+
+
+@dataclass(frozen=True)
+class AdaptPlan:
+    """One way to adapt. steps: training steps. crops: how many the frozen part's results are kept of, 0 in full mode.
+
+    minutes: expected, about. bytes_host, bytes_device: expected peaks on top of the input and the loaded model
+    (device 0 on the CPU); host_bytes, device_bytes: what is free. fits: False when more is needed than is free, even
+    with the fewest crops.
+    """
+
+    speed: str
+    device: str
+    steps: int
+    crops: int
+    minutes: float
+    bytes_host: int
+    bytes_device: int
+    host_bytes: int
+    device_bytes: int
+    fits: bool
+    sentence: str
+
+    def to_dict(self) -> dict:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def default_speed(device_kind: str) -> str:
+    """What "auto" means: quick on a CPU, full on an accelerator."""
+    return "quick" if device_kind == "cpu" else "full"
+
+
+def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, device_kind: str, device_bytes: int,
+               speed: str, options: Mapping | None = None) -> AdaptPlan:
+    """Plan one adaptation; computes only, allocates nothing, raises nothing.
+
+    shape, spacing (mm): the case's, along R, A, S. device_kind: "cpu", "mps" or "cuda:N"; device_bytes: free there.
+    speed: "quick" or "full". options: "host_bytes" free main memory when the device is another one, "steps" instead
+    of the recipe's, "parameters" of the network (default: by the size of the weights; say it for a version, whose
+    weights are changes only), "tile_seconds" that a tile took in a segmentation here, "threads", "teaching" earlier
+    cases.
+    """
+    options = dict(options or {})
+    on_cpu = device_kind == "cpu"
+    host_free = int(device_bytes if on_cpu else options.get("host_bytes") or 0) or int(device_bytes)
+    steps = int(options.get("steps") or STEPS[speed])
+    tile, crop = math.prod(card.tile), crop_voxels(card)
+    model_shape = tuple(max(1, math.ceil(n * s / t - 1e-4)) for n, s, t in zip(shape, spacing, card.spacing))
+    cases = 1 + int(options.get("teaching") or 0)
+    parameters = int(options.get("parameters") or card.weights.get("bytes", 0) // _WIDTH.get(
+        card.weights.get("dtype"), 4))
+    answer = plan_memory(shape, spacing, card, device_kind, device_bytes, {"host_bytes": host_free})
+    held = _held_tiles(model_shape, card)
+
+    step = FIXED_BYTES // 2 + PARAMETER_BYTES[speed] * parameters + STEP_BYTES[speed] * crop
+    lattices = LATTICE_BYTES * math.prod(model_shape) * cases + FIXED_BYTES
+    kept_held = held * tile * (KEPT_BYTES if speed == "quick" else 0)
+    device_need = 0 if on_cpu else max(step, answer.bytes_device + 8 * parameters)
+    crops = CROPS if speed == "quick" else 0
+
+    def host_need() -> int:
+        during = lattices + kept_held + crops * crop * KEPT_BYTES + (step if on_cpu else 0)
+        return max(during, answer.bytes_host + lattices - FIXED_BYTES + 4 * parameters)
+
+    while crops > FEWEST_CROPS and host_need() > USABLE * host_free:
+        crops -= 8
+    need = host_need()
+    fits = need <= USABLE * host_free and (on_cpu or device_need <= device_bytes)
+    tiles = BODY_SHARE * answer.tiles
+    minutes = _seconds(speed, steps, crops, cases, tiles, held, crop, tile, device_kind, options) / 60
+    sentence = (f"{speed.capitalize()}: about {_time(minutes)}, {steps} steps, {gigabytes(need)} of main memory "
+                f"({gigabytes(host_free)} free)")
+    if not on_cpu:
+        sentence += f" and {gigabytes(device_need)} on {device_kind} ({gigabytes(device_bytes)} free)"
+    if 0 < crops < CROPS:
+        sentence += f"; memory is short, so {crops} varied crops are kept instead of {CROPS}"
+    return AdaptPlan(speed, device_kind, steps, crops, round(minutes, 1), int(need), int(device_need), host_free,
+                     0 if on_cpu else int(device_bytes), fits, sentence + ".")
+
+
+def too_large(plan: AdaptPlan, quick: AdaptPlan | None = None) -> str:
+    """The sentence for a plan that does not fit. quick: the plan of the other speed, if that one might."""
+    short = f"{gigabytes(plan.bytes_host)} of main memory and {gigabytes(plan.host_bytes)} are free"
+    if plan.bytes_host <= USABLE * plan.host_bytes:
+        short = f"{gigabytes(plan.bytes_device)} on {plan.device} and {gigabytes(plan.device_bytes)} are free"
+    instead = "adapt quickly instead of fully, or " if quick is not None and quick.fits else ""
+    return f"Adapting to this case needs about {short}; {instead}close other programs, or crop the volume."
+
+
+def crop_voxels(card: ModelCard) -> int:
+    """Voxels of a training crop, about."""
+    if card.network.get("kind") not in ANY_SIZE:
+        return math.prod(card.tile)
+    return math.prod(min(CROP, edge) for edge in card.tile)
+
+
+_WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+def _held_tiles(model_shape: Sequence[int], card: ModelCard) -> int:
+    """Tiles over the held-out slabs."""
+    layers = max(1, round(HELD_SHARE / SLABS * model_shape[2]))
+    each = len(tile_starts((0, 0, 0), (*model_shape[:2], layers), tuple(model_shape), card.tile,
+                           min(card.overlap, 0.25)))
+    return max(1, round(SLABS * BODY_SHARE * each))
+
+
+def _seconds(speed: str, steps: int, crops: int, cases: int, tiles: float, held: int, crop: int, tile: int, kind: str,
+             options: Mapping) -> float:
+    base = kind.partition(":")[0]
+    threads = max(1, int(options.get("threads") or 1)) if base == "cpu" else 1
+    forward = float(options.get("tile_seconds") or 0) or VOXEL_SECONDS.get(base, 1e-7) * tile / threads ** 0.8
+    scores = math.ceil(steps / EVERY) + 1
+    drawn = crops if speed == "quick" else steps
+    return (forward * (tiles * (cases + 1) + scores * held * SCORE[speed] + steps * STEP[speed] * crop / tile
+                       + (crops * crop / tile + held) * FRONT) + DRAW * drawn * crop / 1e6)
+
+
+def _time(minutes: float) -> str:
+    """"40 seconds", "3 minutes"."""
+    if minutes < 0.75:
+        return f"{max(5, round(minutes * 12) * 5)} seconds"
+    whole = max(1, round(minutes))
+    return f"{whole} minute{'s' if whole != 1 else ''}"
