@@ -96,6 +96,25 @@ def bars(values: Sequence[float], titles: Sequence[str], *, limit: float | None 
     return png(sheet)
 
 
+def color_bar(color: Callable[[np.ndarray], np.ndarray], *, top: float, floor: float, width: int = 400) -> bytes:
+    """PNG of a map's colors from 0 to `top` with five values below; what is not drawn (below `floor`) is dark.
+
+    color: as in `small_multiples`.
+    """
+    sheet = np.empty((14 + _HIGH + 6, width, 3), np.uint8)
+    sheet[:] = BACKGROUND
+    margin, digits = 14, 0 if top >= 20 else 1 if top >= 2 else 2
+    shares = np.linspace(0, 1, width - 2 * margin)
+    inks = np.rint(color(shares)).astype(np.uint8)
+    inks[shares * top < floor] = (40, 43, 46)
+    sheet[2:14, margin:width - margin] = inks
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, words = margin + round(share * (len(shares) - 1)), f"{share * top:.{digits}f}"
+        sheet[14:16, x] = TEXT
+        write(sheet, words, 18, min(max(0, x - 3 * len(words)), width - 6 * len(words)), TEXT)
+    return png(sheet)
+
+
 def write(sheet: np.ndarray, text: str, row: int, column: int, color) -> None:
     """Letters onto an image, their upper left corner at (row, column); what does not fit is cut off."""
     for letter in text.upper():

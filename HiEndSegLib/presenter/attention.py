@@ -59,7 +59,7 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
         self._results: dict[str, tuple[Question, AttentionResult]] = {}
         self._keys: dict[tuple, str] = {}       # volume keys, by the volume as it was
         self._moving = False                    # the point changes by our own doing
-        self._depth = self._views = 0
+        self._depth, self._views = 0, 0
         self._taps: dict[tuple[str, str], tuple[int, ...]] = {}
         self.query, self.kind, self.compare, self.head = "point", "encoder", "none", "mean"
         self.layer: int | None = None           # None: the last of those that the library shows by itself

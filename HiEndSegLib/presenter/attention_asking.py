@@ -127,7 +127,9 @@ class AttentionAsking:
         if what["layers"] is None:
             self._taps[(answer.question.model, what["kind"])] = tuple(layers)
         if self.layer is None or self.layer not in layers:
-            self.layer = layers[-1]
+            from .attention_maps import telling
+
+            self.layer = telling(result)
         if self.other_layer is None or not 0 <= self.other_layer < max(1, result.layers):
             self.other_layer = layers[0]
         if self.head != "mean" and int(self.head) >= result.heads:

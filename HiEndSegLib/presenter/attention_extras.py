@@ -151,6 +151,14 @@ class AttentionExtras:
             other = find(second, main.layer, head)
         return main, other
 
+    @property
+    def is_even(self) -> bool:
+        """Whether the chosen map says next to nothing."""
+        from .attention_maps import EVEN
+
+        maps = self._maps()
+        return maps is not None and float(maps[0].weights.max()) * maps[0].weights.size < EVEN
+
     def _draw_maps(self) -> None:
         """Into the scene and the views; both maps of a comparison with the same colors."""
         from .attention_maps import cells, finer
@@ -165,7 +173,7 @@ class AttentionExtras:
         stage.point.show(self.query != "structure")
         if extras.uncertainty_shown:
             self._front_uncertainty()
-        self._views = shown
+        self._views = shown                     # in how many
         if other is None:
             stage.drop_other()
             return
@@ -234,7 +242,6 @@ class AttentionExtras:
 
             taps = self.taps
             extras.rank_picture = bars([row.rank for row in extras.ranks], [str(row.layer) for row in extras.ranks],
-                                       limit=float(extras.ranks[0].limit),
                                        marked=[row.layer in taps for row in extras.ranks])
 
     # ------------------------------------------------------------------------------------------ uncertainty

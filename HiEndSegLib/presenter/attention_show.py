@@ -19,6 +19,8 @@ def _mark(text: str) -> str:
     return text
 
 
+#: Blocks that the Hi-End-MAE paper shows (operations/attend_result.py, which needs numpy).
+PAPER_LAYERS = (2, 5, 8, 11)
 #: Title of the color bar.
 LEGEND = _mark("Times an even share")
 
@@ -52,8 +54,8 @@ def show(p: AttentionPresenter) -> AttentionState:
         surface=stage.surface, **_uncertainty(p, basic), **_inspector(p, basic), **fields)
 
 
-def block_title(layer: int) -> str:
-    return _("Block {number}").format(number=layer)
+def block_title(layer: int, kind: str = "encoder") -> str:
+    return (_("Layer {number}") if kind == "head" else _("Block {number}")).format(number=layer)
 
 
 def head_title(head: str) -> str:
@@ -65,7 +67,7 @@ def map_title(p: AttentionPresenter, slot: str, one: Any) -> str:
     if p.compare == "model":
         card = p.card if slot == "main" else p.other_card
         return card.title if card is not None else ""
-    return block_title(one.layer)
+    return block_title(one.layer, p.kind)
 
 
 def map_words(p: AttentionPresenter, one: Any) -> str:
@@ -113,7 +115,9 @@ def _what_happens(p: AttentionPresenter, phase: str, obstacle: str, working: boo
     else:
         headline = obstacle or _("See what the model looks at in \"{volume}\".").format(volume=name)
     notes = list(result.sentences[1:]) if result is not None and phase == "shown" else []
-    if phase == "shown" and getattr(p, "_views", 1) == 0 and not p._away:
+    if phase == "shown" and p.is_even:
+        notes.append(_("This block spreads its attention almost evenly, so the map says little; try another block."))
+    if phase == "shown" and p._views == 0 and not p._away:
         notes.append(_("No slice view shows the volume; choose it as background to see the map."))
     if phase == "shown" and p._error:
         notes.append(p._error)
@@ -143,32 +147,39 @@ def _questions(p: AttentionPresenter, result: Any) -> dict:
                    else _("This model has no object queries.")))
     depth = 0 if result is None else result.layers
     taps = p.taps
-    layers = tuple(LayerRow(n, block_title(n), n in taps) for n in range(depth))
+    layers = tuple(LayerRow(n, block_title(n, p.kind), n in taps) for n in range(depth))
     heads = 0 if result is None or p.kind == "rollout" else result.heads
     return {"queries": queries, "query": p.query, "kinds": kinds, "kind": p.kind, "layers": layers,
             "structures": tuple(StructureChoice(*row) for row in rows), "structure": p.structure,
-            "object_query": p.object_query, "layer": p.layer or 0, "layer_text": _layer_text(p.layer, depth, taps),
+            "object_query": p.object_query, "layer": p.layer or 0,
+            "layer_text": _layer_text(p.layer, depth, taps, p.kind),
             "heads": (HeadRow("mean", _("Mean of {count}").format(count=heads) if heads > 1 else _("Mean")),
                       *(HeadRow(str(n), head_title(str(n))) for n in range(heads if heads > 1 else 0))),
             "head": p.head}
 
 
-def _layer_text(layer: int | None, depth: int, taps: tuple[int, ...]) -> str:
+def _layer_text(layer: int | None, depth: int, taps: tuple[int, ...], kind: str) -> str:
     if layer is None or not depth:
         return ""
+    if kind == "head":
+        return _("Layer {layer} of 0 to {last} of the mask head").format(layer=layer, last=depth - 1)
     if layer in taps:
-        return _("Block {layer} of 0 to {last}, one of the {count} that are shown by default").format(
-            layer=layer, last=depth - 1, count=len(taps))
+        return _("Block {layer} of 0 to {last}, one of the {count} that the papers show").format(
+            layer=layer, last=depth - 1, count=len(taps)) if taps == PAPER_LAYERS else \
+            _("Block {layer} of 0 to {last}, the last of a quarter").format(layer=layer, last=depth - 1)
     return _("Block {layer} of 0 to {last}").format(layer=layer, last=depth - 1)
 
 
 def _look(p: AttentionPresenter, result: Any) -> dict:
     if result is None:
-        return {"threshold_text": "", "legend": (), "legend_title": ""}
+        return {}
     from ..bridge.heat import heat_color
+    from ..pictures import color_bar
+    from .attention_extras import heat_colors
 
     top = p._stage.top
-    return {"threshold_text": _("Nothing is drawn below {value} times an even share.").format(
+    return {"legend_picture": color_bar(heat_colors, top=top, floor=p.threshold * top),
+            "threshold_text": _("Nothing is drawn below {value} times an even share.").format(
                 value=f"{p.threshold * top:.1f}"),
             "legend": tuple(LegendRow(share * top, f"{share * top:.1f}", heat_color(share))
                             for share in (0.0, 0.25, 0.5, 0.75, 1.0)),
@@ -190,7 +201,7 @@ def _compared(p: AttentionPresenter, result: Any) -> dict:
         sentence = _("There is no other model to compare with; adapt this one, or add one.")
     depth = 0 if result is None else result.layers
     return {"compare": p.compare, "compare_models": others, "other_layer": p.other_layer or 0,
-            "other_layer_text": _layer_text(p.other_layer, depth, p.taps), "other_model_id": p._other_key,
+            "other_layer_text": _layer_text(p.other_layer, depth, p.taps, p.kind), "other_model_id": p._other_key,
             "other_heat_id": p._stage.other_id, "compare_sentence": sentence,
             "side_by_side": p._extras.side_by_side, "side_by_side_available": p._stage.pair.available
             and p.compare != "none"}

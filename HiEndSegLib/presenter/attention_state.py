@@ -173,6 +173,7 @@ class AttentionState:
     smooth: bool = True
     legend: tuple[LegendRow, ...] = ()
     legend_title: str = ""
+    legend_picture: bytes = b""
     meaning: str = ""
     # compared with
     compare: str = "none"                   # "none", "layer" or "model"
