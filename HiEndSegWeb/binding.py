@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: dataclasses as dicts, tuples and sets as lists, numbers that are not finite as None."""
+    """What JSON can hold: dataclasses as dicts, tuples and sets as lists, pictures as addresses that hold them,
+    numbers that are not finite as None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -18,6 +20,8 @@ def plain(value: Any) -> Any:
         return value if value == value and abs(value) != float("inf") else None
     if value is None or isinstance(value, (bool, int, str)):
         return value
+    if isinstance(value, bytes):                    # pictures are PNG files
+        return "data:image/png;base64," + base64.b64encode(value).decode() if value else ""
     return str(value)
 
 

@@ -62,3 +62,20 @@ def write(session: Any, kind: str, folder: Path) -> Path:
     if not written or not path.is_file():
         raise OutputError("The file could not be written; free some space on this computer and try again.")
     return path
+
+
+def add_model_route(app: Any, session: Any) -> None:
+    """GET /model/KEY: one of the person's own models or versions as a zip, never with a teaching set."""
+    async def download(request: web.Request) -> web.StreamResponse:
+        from HiEndSegLib.models.versions import export_version
+
+        with tempfile.TemporaryDirectory(dir=session.folder) as folder:
+            try:
+                card = session.registry.get(request.match_info["key"])
+                path = export_version(card, Path(folder) / f"{card.id}-{card.version}.zip")
+            except HiEndSegError as error:
+                return web.Response(status=409, text=str(error))
+            return web.Response(body=Path(path).read_bytes(), content_type="application/zip",
+                                headers={"Content-Disposition": f'attachment; filename="{Path(path).name}"'})
+
+    app.router.add_get("/model/{key}", download)

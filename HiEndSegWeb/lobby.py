@@ -21,13 +21,18 @@ from typing import Any
 
 from aiohttp import web
 
-from .guard import allowed_host, cookie_name, elsewhere, knows
+from .guard import HEADERS, allowed_host, cookie_name, elsewhere, knows
 
 KEY_VARIABLE = "HIENDSEG_SESSION_KEY"
 #: Sessions at a time; each takes about 0.6 GB, more while it computes.
 MOST_SESSIONS = 4
 #: Seconds a session may take to listen, and to end when asked.
 START, STOP = 60.0, 3.0
+#: Seconds a browser waits for its session before it is shown that one is being made, and asks again.
+PATIENCE = 0.7
+WAITING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="0.5">
+<title>HiEndSeg</title></head><body style="background: #212121; color: #eee; font: 16px sans-serif; padding: 3em">
+<p>HiEndSeg is starting&hellip;</p></body></html>"""
 #: Characters of a session's stderr that are kept for a sentence.
 TAIL = 4000
 
@@ -112,8 +117,12 @@ class Lobby:
         if len(self.tabs) >= self.most:
             return web.Response(status=503, text=f"{self.most} pages are open already, and each takes memory of its "
                                                  "own; close one, wait half a minute, and reload this one.")
+        ready = self._prepare()
+        await asyncio.wait([ready], timeout=PATIENCE)
+        if not ready.done():
+            return web.Response(text=WAITING, content_type="text/html", headers=HEADERS)
         try:
-            tab = await asyncio.shield(self._prepare())
+            tab = ready.result()
         except (OSError, RuntimeError, asyncio.TimeoutError) as error:
             self._ready = None
             return web.Response(status=500, text=f"The page could not be started ({error}).")

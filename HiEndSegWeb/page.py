@@ -10,6 +10,8 @@ from trame.ui.vuetify3 import VAppLayout
 from trame.widgets import client, html
 from trame.widgets import vuetify3 as v3
 
+from .panels.adapt import AdaptPanel
+from .panels.attention import AttentionPanel
 from .panels.edit import EditPanel
 from .panels.open import OpenPanel
 from .panels.results import ResultPanel
@@ -47,7 +49,8 @@ class Page:
         state.update({"theme": "dark", "message": "", "message_shown": False, "message_kind": "info",
                       "layouts": [{"title": title, "value": name} for name, title in LAYOUTS.items()],
                       "layout": "Axial Primary", "sections_open": ["open", "segment", "results"], "drawer": True})
-        self.panels = [OpenPanel(session), SegmentPanel(session), ResultPanel(session), EditPanel(session)]
+        self.panels = [OpenPanel(session), SegmentPanel(session), ResultPanel(session), EditPanel(session),
+                       AdaptPanel(session), AttentionPanel(session)]
         state.change("layout")(self._on_layout)
         self._build()
 

@@ -20,6 +20,8 @@ from typing import Any
 from HiEndSegLib.engine.client import EngineClient
 from HiEndSegLib.errors import HiEndSegError
 from HiEndSegLib.models.registry import Registry
+from HiEndSegLib.presenter.adapt import AdaptPresenter
+from HiEndSegLib.presenter.attention import AttentionPresenter
 from HiEndSegLib.presenter.models import ModelsPresenter
 from HiEndSegLib.presenter.segment import SegmentPresenter
 
@@ -46,7 +48,13 @@ class Session:
                                         settings=self.settings)
         self.models = ModelsPresenter(registry=registry, engine=self.engine, settings=self.settings)
         self.models.models_changed.connect(self.segment.refresh)
-        self.presenters = [self.segment, self.models]
+        self.adapt = AdaptPresenter(scene=self.scene, engine=self.engine, registry=registry, settings=self.settings,
+                                    segment=self.segment)
+        self.attention = AttentionPresenter(scene=self.scene, engine=self.engine, registry=registry,
+                                            settings=self.settings, segment=self.segment)
+        self.adapt.models_changed.connect(self.models.refresh)
+        self.adapt.models_changed.connect(self.segment.refresh)
+        self.presenters = [self.segment, self.models, self.adapt, self.attention]
         self.page = Page(self)
         self._closed = False
 
@@ -162,7 +170,8 @@ class Session:
 
     async def run(self) -> None:
         """Tick until closed. A slip in one turn is logged and does not end the page."""
-        self.segment.enter()
+        for presenter in (self.segment, self.adapt, self.attention):
+            presenter.enter()
         self.models.refresh()
         while not self._closed:
             try:

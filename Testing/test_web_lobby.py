@@ -45,7 +45,7 @@ SESSION = textwrap.dedent("""
 
 
 def lobby(tmp_path, **more):
-    return Lobby(command=(sys.executable, "-c", SESSION), temporary=tmp_path, **more)
+    return Lobby(**{"command": (sys.executable, "-c", SESSION), "temporary": tmp_path, **more})
 
 
 def in_lobby(tmp_path, play, **more):
@@ -64,17 +64,35 @@ def browser():
     return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 
+async def enter(person, address):
+    """(status, text, url) of the page that a browser ends at, reloading while a session is being made."""
+    while True:
+        async with person.get(address) as answer:
+            text = await answer.text()
+            if "is starting" not in text:
+                return answer.status, text, answer.url
+        address = str(answer.url)
+
+
+def test_a_browser_is_told_that_its_page_is_being_made(tmp_path):
+    async def play(here):
+        async with browser() as person, person.get(here.address) as answer:
+            text = await answer.text()
+            assert answer.status == 200 and "is starting" in text and 'http-equiv="refresh"' in text
+            assert here.tabs == []
+
+    in_lobby(tmp_path, play, command=(sys.executable, "-c", "import time; time.sleep(30)"))
+
+
 def test_the_token_works_once_and_every_page_is_a_session_of_its_own(tmp_path):
     async def play(here):
         address = here.address
         async with browser() as first, browser() as second:
-            async with first.get(address) as answer:
-                one = await answer.text()
-                assert answer.status == 200 and "key=" not in str(answer.url)
+            status, one, url = await enter(first, address)
+            assert status == 200 and "key=" not in str(url)
             async with second.get(address) as answer:
                 assert answer.status == 403 and "one browser" in await answer.text()
-            async with first.get(address.split("?")[0]) as answer:
-                two = await answer.text()
+            _, two, _ = await enter(first, address.split("?")[0])
             assert one.split()[1] == "ct.nii" and two.split()[1] == "none"      # the file belongs to the first page
             assert one.split()[0] != two.split()[0] and len(here.tabs) == 2
 
@@ -96,8 +114,7 @@ def test_nobody_gets_in_without_a_token(tmp_path):
 def test_a_session_answers_only_the_browser_with_its_key_from_its_own_page(tmp_path):
     async def play(here):
         async with browser() as owner, browser() as other:
-            async with owner.get(here.address) as answer:
-                url = str(answer.url)
+            _, _, url = await enter(owner, here.address)
             async with other.get(url) as answer:
                 assert answer.status == 403
             async with owner.get(url, headers={"Origin": "http://evil.example"}) as answer:
@@ -114,8 +131,7 @@ def test_a_session_answers_only_the_browser_with_its_key_from_its_own_page(tmp_p
 def test_a_dead_session_takes_nobody_along_and_its_folder_goes(tmp_path):
     async def play(here):
         async with browser() as person:
-            async with person.get(here.address) as answer:
-                url = answer.url
+            _, _, url = await enter(person, here.address)
             folder = here.tabs[0].folder
             assert folder.is_dir()
             with pytest.raises(aiohttp.ClientError):
@@ -124,8 +140,8 @@ def test_a_dead_session_takes_nobody_along_and_its_folder_goes(tmp_path):
             while folder.exists():
                 await asyncio.sleep(0.01)
             assert here.tabs == []
-            async with person.get(f"http://127.0.0.1:{here.port}/") as answer:
-                assert answer.status == 200
+            status, _, _ = await enter(person, f"http://127.0.0.1:{here.port}/")
+            assert status == 200
 
     in_lobby(tmp_path, play)
 
@@ -133,8 +149,7 @@ def test_a_dead_session_takes_nobody_along_and_its_folder_goes(tmp_path):
 def test_only_so_many_sessions_at_a_time(tmp_path):
     async def play(here):
         async with browser() as person:
-            async with person.get(here.address) as answer:
-                assert answer.status == 200
+            assert (await enter(person, here.address))[0] == 200
             async with person.get(f"http://127.0.0.1:{here.port}/") as answer:
                 assert answer.status == 503 and "close one" in await answer.text()
 
@@ -144,8 +159,8 @@ def test_only_so_many_sessions_at_a_time(tmp_path):
 def test_a_session_that_cannot_start_is_said_with_its_last_words(tmp_path):
     async def play(here):
         async with browser() as person:
-            async with person.get(here.address) as answer:
-                assert answer.status == 500 and "could not be started" in await answer.text()
+            status, text, _ = await enter(person, here.address)
+            assert status == 500 and "could not be started" in text and "this session has no views" in text
 
     in_lobby(tmp_path, play, opened=("--file", "broken"))
 
