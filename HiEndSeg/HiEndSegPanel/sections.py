@@ -7,11 +7,13 @@ import slicer
 import vtk
 from HiEndSegLib.models.registry import Registry
 from HiEndSegLib.presenter.adapt import AdaptPresenter
+from HiEndSegLib.presenter.attention import AttentionPresenter
 from HiEndSegLib.presenter.models import ModelsPresenter
 from HiEndSegLib.presenter.segment import SegmentPresenter
 from slicer.util import VTKObservationMixin
 
 from .adapt import AdaptSection
+from .attention import AttentionSection
 from .editor import EmbeddedEditor
 from .models import ModelsSection
 from .results import ResultRow
@@ -39,11 +41,16 @@ class Sections(VTKObservationMixin):
         self.models.models_changed.connect(self.segment.refresh)
         self.models.models_changed.connect(self.adapt.refresh)
         self.adapt.models_changed.connect(self.models.refresh)
+        self.attention = AttentionPresenter(scene=slicer.mrmlScene, engine=engine, registry=registry, settings=settings,
+                                            segment=self.segment)
+        self.models.models_changed.connect(self.attention.refresh)
         self.editor = EmbeddedEditor(ui, entered)
         self.segment.set_undo_hook(self.editor.saveStateForUndo)
         self._adaptSection = AdaptSection(ui, self.adapt)
         self._parts = [SegmentSection(ui, self.segment, self.onOffer), ResultRow(ui, self.segment, self.editor),
                        self._adaptSection, ModelsSection(ui, self.models, lambda: self.segment.state.model_id)]
+        self._attentionSection = AttentionSection(ui, self.attention)
+        self._parts.append(self._attentionSection)
         self._parameters, self._watched, self._linking = None, set(), False
         self._later = qt.QTimer()
         self._later.setSingleShot(True)
@@ -56,12 +63,15 @@ class Sections(VTKObservationMixin):
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
         self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
+        self.addObserver(scene, scene.StartSaveEvent, self.onSceneStartSave)
+        self.addObserver(scene, scene.EndSaveEvent, self.onSceneEndSave)
 
     @property
     def busy(self):
         adapt = self.adapt.state
         drawing = adapt.overlay_shown and not adapt.overlay_ids
-        return self.segment.state.busy or self.models.state.busy or adapt.busy or drawing
+        return self.segment.state.busy or self.models.state.busy or adapt.busy or drawing or \
+            self.attention.state.busy
 
     @property
     def needsSetup(self):
@@ -71,6 +81,8 @@ class Sections(VTKObservationMixin):
         self._linkToScene()
         self.segment.enter()
         self.adapt.enter()
+        self.attention.enter()
+        self._attentionSection.enter()
         self.models.refresh()
         self.editor.enter()
 
@@ -78,11 +90,13 @@ class Sections(VTKObservationMixin):
         """Whatever runs goes on."""
         self.segment.leave()
         self.adapt.leave()
+        self.attention.leave()
         self.editor.exit()
 
     def tick(self):
         self.segment.tick()
         self.adapt.tick()
+        self.attention.tick()
         self.models.tick()
 
     def close(self):
@@ -94,6 +108,7 @@ class Sections(VTKObservationMixin):
             part.close()
         self.models.close()
         self.adapt.close()
+        self.attention.close()
         self.segment.close()
         self._parameters = None
 
@@ -101,6 +116,7 @@ class Sections(VTKObservationMixin):
         """Use another engine from now on, in every section that computes."""
         self.segment.set_engine(engine)
         self.adapt.set_engine(engine)
+        self.attention.set_engine(engine)
 
     def onOffer(self, action):
         """A remedy that the Segment section offers after a failure."""
@@ -125,13 +141,21 @@ class Sections(VTKObservationMixin):
         self.editor.hide()
         self._adaptSection.sceneClosing()
         self.adapt.scene_closing()
+        self.attention.scene_closing()
         self.segment.scene_closing()
 
     def onSceneEndClose(self, caller=None, event=None):
         self.segment.scene_closed()
         self.adapt.scene_closed()
+        self.attention.scene_closed()
         if self._entered():
             self._linkToScene()
+
+    def onSceneStartSave(self, caller=None, event=None):
+        self.attention.scene_saving()
+
+    def onSceneEndSave(self, caller=None, event=None):
+        self.attention.scene_saved()
 
     def onSceneEndImport(self, caller=None, event=None):
         """A scene was loaded: what was chosen when it was saved is chosen again."""
@@ -146,6 +170,7 @@ class Sections(VTKObservationMixin):
         self.editor.nodeRemoved(node.GetID())
         self.segment.node_removed(node.GetID())
         self.adapt.node_removed(node.GetID())
+        self.attention.node_removed(node.GetID())
 
     # ------------------------------------------------------------------------------------------- the parameter node
 
@@ -228,6 +253,7 @@ class Sections(VTKObservationMixin):
         """What was chosen has come to rest."""
         self.segment.refresh()
         self.adapt.refresh()
+        self.attention.refresh()
 
     @staticmethod
     def _firstVolume():
