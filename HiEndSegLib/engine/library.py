@@ -16,7 +16,8 @@ import numpy as np
 
 from .. import __version__
 from ..errors import EngineError
-from ..tasks import CancelToken, Progress, no_progress, subprogress
+from ..tasks import CancelToken, Progress, Record, no_progress, no_record, subprogress
+from . import adapting, attending
 from .transfer import plain
 
 #: Where loading a cold model ends on the bar.
@@ -25,14 +26,20 @@ LOADED = 0.05
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "safetensors", "monai", "slicer-core")
 
 
-class Library:
+class Library(attending.LibraryAttends):
     """Methods take plain arguments plus `progress` and `cancel`. One thread at a time, always the same one."""
 
     #: Operations that may be asked for by name.
-    OPERATIONS = frozenset({"segment", "plan", "doctor", "recognize"})
+    OPERATIONS = attending.OPERATIONS | {"segment", "plan", "doctor", "recognize", "adapt", "keep", "plan_adapt"}
+    #: Those of them that take `record`.
+    RECORDING = frozenset({"adapt"})
 
     def __init__(self) -> None:
         self._warm: tuple[tuple, Any] | None = None
+        #: Seconds that one tile took here, by (model's key, device).
+        self.tile_seconds: dict[tuple[str, str], float] = {}
+        #: The last adaptation that was not kept (`adapting.Unsaved`).
+        self.unsaved: Any = None
 
     def segment(self, *, volume: Any, model: Any = None, device: str = "auto", only: list[str] | None = None,
                 roi: tuple | None = None, progress: Progress = no_progress, cancel: CancelToken | None = None,
@@ -42,7 +49,9 @@ class Library:
         card = find_card(model)
         progress(0.0, f"Loading {card.title}")
         started = time.perf_counter()
-        segment, loaded, was_warm = self._ready(card, device, cancel)
+        loaded, was_warm = self.ready(card, device, cancel)
+        from ..operations.segment import segment
+
         loading = time.perf_counter() - started
         cancel.check()
         start = 0.0 if was_warm else LOADED
@@ -50,7 +59,27 @@ class Library:
                          progress=subprogress(progress, start, 1.0), **settings)
         info = {**result.info, "engine": {"model_was_warm": was_warm, "loading_seconds": round(loading, 3),
                                           "pid": os.getpid()}}
+        if info["tiles"]["run"]:
+            self.tile_seconds[card.key, info["device"]] = info["timings"]["tiles"] / info["tiles"]["run"]
         return dataclasses.replace(result, info=plain(info), statistics=plain(result.statistics))
+
+    def adapt(self, *, record: Record = no_record, progress: Progress = no_progress,
+              cancel: CancelToken | None = None, **arguments: Any) -> Any:
+        """See `Engine.submit_adapt`."""
+        _need_torch()
+        return adapting.adapt(self, record=record, progress=progress, cancel=cancel or CancelToken(), **arguments)
+
+    def keep(self, *, unsaved: str, progress: Progress = no_progress, cancel: CancelToken | None = None) -> Any:
+        """See `Engine.submit_keep`."""
+        progress(0.1, "Writing the new version")
+        return adapting.keep(self, unsaved)
+
+    def plan_adapt(self, *, progress: Progress = no_progress, cancel: CancelToken | None = None,
+                   **arguments: Any) -> dict:
+        """See `Engine.submit_plan_adapt`."""
+        progress(0.1, "Looking at the devices")
+        _need_torch()
+        return adapting.plan_adapt(self, **arguments)
 
     def plan(self, *, shape: tuple, ijk_to_ras: Any, dtype: str, model: Any = None, device: str = "auto",
              progress: Progress = no_progress, cancel: CancelToken | None = None) -> Any:
@@ -98,24 +127,36 @@ class Library:
 
         return recognize(path, cancel)
 
-    def _ready(self, card: Any, device: str, cancel: CancelToken) -> tuple[Any, Any, bool]:
-        """The segment function, the card's model on the device, and whether it was warm."""
-        _need_torch()
+    def ready(self, card: Any, device: str, cancel: CancelToken, *, alone: bool = True) -> tuple[Any, bool]:
+        """The card's model on the device, and whether it was warm. alone: let go of models that are looked into."""
+        key = self.model_key(card, device)
+        if self._warm is not None and self._warm[0] == key:
+            return self._warm[1], True
         from ..models.loading import load_model
-        from ..operations.devices import choose_device
-        from ..operations.segment import segment
 
-        kind = choose_device(device).kind
+        self._warm = None                              # two models at once may not fit
+        if alone:
+            self.release_sessions()
+        cancel.check()
+        loaded = load_model(card, key[3], cancel=cancel)
+        self._warm = (key, loaded)
+        return loaded, False
+
+    @staticmethod
+    def model_key(card: Any, device: str) -> tuple:
+        """What a loaded model is known by."""
+        _need_torch()
+        from ..operations.devices import choose_device
+
         weights = card.weights_path
         state = weights.stat()                         # a file altered since is loaded again, and refused
-        key = (card.id, card.version, card.checksum, kind, weights, state.st_size, state.st_mtime_ns)
-        if self._warm is not None and self._warm[0] == key:
-            return segment, self._warm[1], True
-        self._warm = None                              # two models at once may not fit
-        cancel.check()
-        loaded = load_model(card, kind, cancel=cancel)
-        self._warm = (key, loaded)
-        return segment, loaded, False
+        return (card.id, card.version, card.checksum, choose_device(device).kind, weights, state.st_size,
+                state.st_mtime_ns)
+
+    def forget(self) -> None:
+        """Let go of the warm model."""
+        self._warm = None
+        self.release_sessions()
 
     @staticmethod
     def _devices() -> list[dict]:
