@@ -63,7 +63,7 @@ def find_encoder(network: nn.Module) -> EncoderView | None:
             return EncoderView(module.blocks, lambda x, embedding=embedding: embedding(x)[0], embedding.patch_size,
                                embedding.patch_embeddings["1"].in_features // volume, 0)
         vit, patch = getattr(module, "vit", None), getattr(module, "patch_size", None)
-        if patch is not None and not isinstance(vit, UNETREncoder) and _is_monai_vit(vit):   # which does not know its patch
+        if patch is not None and _is_monai_vit(vit):       # the transformer itself does not know its patch
             return EncoderView(vit.blocks, vit.patch_embedding, patch, _monai_channels(vit, as_triple(patch)), 0)
     return None
 

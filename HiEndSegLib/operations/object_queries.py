@@ -40,6 +40,7 @@ def class_probabilities(trace: HeadTrace) -> Tensor:
     return trace.output.final.class_logits[0].float().softmax(-1)
 
 
+@torch.no_grad()
 def shares_of(trace: HeadTrace) -> Shares:
     """Shares of all queries in all segments of the window; computed once per trace."""
     if trace not in _SHARES:
@@ -59,6 +60,7 @@ def shares_of(trace: HeadTrace) -> Shares:
     return _SHARES[trace]
 
 
+@torch.no_grad()
 def queries_at(trace: HeadTrace, card: ModelCard, voxel: Sequence[int]) -> tuple[list[tuple[int, float]], str]:
     """Queries with their share of the winning class's score at a voxel of the window, the largest first; the winner's
     id."""
@@ -81,6 +83,7 @@ def query_of_structure(trace: HeadTrace, card: ModelCard, structure: str) -> tup
     return ranked(shares.made[value])[0]
 
 
+@torch.no_grad()
 def query_of_mask(trace: HeadTrace, mask: Tensor) -> tuple[int, float]:
     """The query whose mask overlaps best with a mask of the window (I, J, K) in [0, 1], and their Dice."""
     common = total = 0.0
