@@ -61,6 +61,7 @@ def test_a_case_taught_again_replaces_what_was_kept_of_it_and_the_oldest_give_wa
     assert len(with_case([case(number) for number in range(70)], [case(99)])) == 64
     monkeypatch.setattr(teaching, "MAX_SET_VOXELS", 250)                                    # each has 120
     assert [entry.fingerprint[-1] for entry in with_case([first, second], [case(3)])] == ["2", "3"]
+    assert with_case([case(4, (7, 7, 7))]) == []
 
 
 def test_a_fingerprint_is_of_the_image_and_not_of_the_file():

@@ -62,7 +62,7 @@ def staged_folder(target, prefix: str = ".writing-") -> Iterator[Path]:
     target, staging = Path(target), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(target.parent, prefix)
+        clear_leftovers(target.parent, prefix)
         staging = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         yield staging
         os.chmod(staging, 0o755)                            # mkdtemp made it private
@@ -77,7 +77,8 @@ def staged_folder(target, prefix: str = ".writing-") -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _clear_leftovers(folder: Path, prefix: str) -> None:
+def clear_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what killed programs left in `folder` under names that begin so, a day ago or earlier."""
     for entry in folder.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             if not entry.is_symlink() and entry.stat().st_mtime < time.time() - _LEFTOVER_SECONDS:

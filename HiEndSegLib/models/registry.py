@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable
 
 from ..errors import HiEndSegError, ModelError, OptionError, OutputError
-from ..geometry.files import staged_folder
+from ..geometry.files import clear_leftovers, staged_folder
 from ..resources import resource
 from ..tasks import CancelToken
 from .card import CARD_NAME, ModelCard, read_card, verify_weights, write_card
@@ -243,6 +243,7 @@ class Registry:
             if folder.is_symlink():
                 folder.unlink()  # somebody's link to a folder elsewhere: the folder is not ours to delete
             else:
+                clear_leftovers(self.user, ".removing-")
                 hidden = folder.with_name(f".removing-{folder.name}-{os.getpid()}")
                 os.rename(folder, hidden)  # gone for every other program at once
                 shutil.rmtree(hidden, ignore_errors=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TEACHING_NAME = "teaching.npz"
 #: Voxels of one case, and of all cases of a set.
-MAX_CASE_VOXELS = 2**26
+MAX_CASE_VOXELS = 2**28
 MAX_SET_VOXELS = 2**28
 OPEN = 255
 
@@ -94,7 +94,7 @@ def case_fingerprint(volume: Volume) -> str:
     return digest.hexdigest()
 
 
-def with_case(cases: Iterable[TeachingCase], new: Iterable[TeachingCase]) -> list[TeachingCase]:
+def with_case(cases: Iterable[TeachingCase], new: Iterable[TeachingCase] = ()) -> list[TeachingCase]:
     """The earlier cases and the new one: a case taught again replaces what was kept of it, and the oldest give way
     where the set would grow beyond what one may hold."""
     new = list(new)

@@ -26,7 +26,7 @@ from .card import CARD_NAME, ModelCard, card_from_dict, card_to_dict, read_card,
 from .family import adapted_on, check_name, free_id, now, reference
 from .intake import TEXT_NAMES
 from .registry import Registry
-from .teaching import TeachingCase, write_teaching
+from .teaching import TeachingCase, with_case, write_teaching
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,7 +62,8 @@ def write_version(parent: ModelCard, *, name: str, network: Mapping[str, Any], l
     """Keep what an adaptation of `parent` changed as a new version in the user's model folder; returns its card.
 
     network, labels: of the new card. replaced, low_rank: relative to the parent's (merged) weights, see `Delta`.
-    case: {"fingerprint", "shape", "spacing"}. teaching: all cases to keep beside it (patients' images: opt-in).
+    case: {"fingerprint", "shape", "spacing"}. teaching: all cases to keep beside it (patients' images: opt-in), oldest
+    first; the oldest give way where a set cannot hold them all.
     date: ISO 8601 (None: now). registry: instead of the usual folders and `user_folder`. build: as in `load_model`.
 
     The version is loaded once before it counts. Raises ModelError (name, parent or base gone or changed, changes that
@@ -73,7 +74,7 @@ def write_version(parent: ModelCard, *, name: str, network: Mapping[str, Any], l
     from .weights import read_safetensors
 
     registry = registry or Registry(user=user_folder)
-    cards = registry.list()
+    cards, teaching = registry.list(), with_case(teaching)
     name = check_name(name, cards)
     base = _base_for(parent, registry, cards)
     verify_weights(base)
