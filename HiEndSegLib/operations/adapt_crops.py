@@ -1,0 +1,65 @@
+"""Augmented crops of the taught cases, and what the frozen part of a network gives for them, kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.card import ModelCard
+from .adapt_case import Case
+from .augment import keep_inside, random_grid, sample_codes, sample_image, vary_hounsfield, vary_native
+
+AIR_HU = -1024.0
+
+
+@dataclass
+class Crop:
+    """x: (C, *size) in [0, 1]. codes: (*size) uint8 into `table`, the bit sets of its case."""
+
+    x: Tensor
+    codes: Tensor
+    table: Tensor
+
+    def possible(self) -> Tensor:
+        return self.table[self.codes.long()]
+
+
+class CropSampler:
+    """Draws crops, every other one centered on a taught structure (its non-held-out voxels), else anywhere in the body.
+
+    No flips: left and right are labels.
+    """
+
+    def __init__(self, cases: Sequence[Case], card: ModelCard, size: Sequence[int], seed: int):
+        self.cases, self.card, self.size = list(cases), card, tuple(size)
+        self.rng = np.random.default_rng(seed)
+        weights = np.array([case.weight for case in self.cases], dtype=float)
+        self.weights = weights / weights.sum()
+        self.count = 0
+
+    def draw(self) -> Crop:
+        rng = self.rng
+        case = self.cases[rng.choice(len(self.cases), p=self.weights)]
+        lattice, size = case.lattice, np.array(self.size)
+        foreground = self.count % 2 == 0 and case.centres
+        self.count += 1
+        if foreground:
+            voxels = case.centres[list(case.centres)[rng.integers(len(case.centres))]]
+            centre = voxels[rng.integers(len(voxels))] + rng.uniform(-size / 4, size / 4)
+        else:
+            centre = rng.uniform(lattice.low, lattice.high)
+        shape = lattice.image.shape
+        grid = random_grid(rng, keep_inside(centre, shape, size), shape, self.size, bend=0.5)
+        outside = AIR_HU if lattice.is_hu else min(low for low, _ in self.card.windows)
+        image = sample_image(lattice.image, grid, outside)
+        codes = sample_codes(case.codes, grid, outside=0)                   # beyond the volume: background for certain
+        if lattice.is_hu:
+            image = vary_hounsfield(image, rng)
+        else:
+            image = vary_native(image, rng, max(high - low for low, high in self.card.windows))
+        x = torch.stack([((image - low) / (high - low)).clamp(0, 1) for low, high in self.card.windows])
+        return Crop(x, codes.to(torch.uint8), torch.from_numpy(case.table))

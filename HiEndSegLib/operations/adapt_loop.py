@@ -1,0 +1,360 @@
+"""The training loop of adaptation: a few hundred steps, looked at on held-out slabs, the best of them kept.
+
+quick: the network's front (ViT and convolutional pyramid) is frozen, and what it gives for augmented crops is kept and
+used again; the middle learns through low-rank adapters, the head whole. full: everything learns on fresh crops.
+Every number below was chosen by measurement on real cases (training/adaptation.py).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models.card import ModelCard
+from ..networks import low_rank
+from ..networks.stages import Stages
+from ..tasks import CancelToken, Progress, Record
+from .adapt_case import LAYERS, OPEN, Case, runs
+from .adapt_crops import Crop, CropSampler
+from .scores import ScoreGrid
+from .tiling import cut_tile, gaussian_weights, overlap_slices, tile_starts
+
+#: Seconds between two "step" records.
+RECORD_EVERY = 0.3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """steps: at most. crop: voxels along an edge, at most. batch: crops a step. crops: kept and used again (quick).
+    lr: of what learns whole; lr_middle: of adapters (quick) or of everything below the head (full). lr_vit: factor on
+    lr_middle for the ViT (full). rank: of adapters. ema: decay of the weights' average, which is what is scored and
+    kept. every: steps between scores. patience: scores without a gain after which it stops. protect: how much a lost
+    point of agreement of the protected structures weighs against a point of Dice of the taught.
+    """
+
+    steps: int = 400
+    crop: int = 72
+    batch: int = 1
+    crops: int = 160
+    lr: float = 1e-3
+    lr_middle: float = 1e-3
+    lr_vit: float = 0.3
+    rank: int = 8
+    ema: float = 0.98
+    every: int = 50
+    patience: int = 4
+    protect: float = 1.0
+    warmup: int = 15
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+RECIPES = {"quick": Recipe(), "full": Recipe(steps=300, crop=72, crops=0, lr=6e-4, lr_middle=3e-4)}
+
+
+@dataclass
+class Score:
+    """On the held-out voxels of the case. dice: class -> Dice or None. agreement: of protected structures with the
+    parent, mean. value: what steps are compared by."""
+
+    step: int
+    dice: dict[int, float | None]
+    mean: float | None
+    agreement: float | None
+    value: float
+
+
+@dataclass
+class Outcome:
+    """best_step 0: nothing was learned that helps. steps: done. stopped: "end", "early" or "asked"."""
+
+    best_step: int
+    steps: int
+    stopped: str
+    replaced: dict[str, Tensor]
+    factors: dict[str, tuple[Tensor, Tensor]]
+    scores: list[Score]
+
+
+class Training:
+    """One adaptation of `network` (changed in place; merged and frozen after `run`)."""
+
+    def __init__(self, network: nn.Module, config: Mapping, card: ModelCard, cases: Sequence[Case], *, speed: str,
+                 recipe: Recipe, changed: Sequence[str], taught: Sequence[int], ids: Mapping[int, str],
+                 device: torch.device, half: torch.dtype | None, seed: int, checkpointing: bool, record: Record,
+                 progress: Progress, cancel: CancelToken, clock: Callable[[], float] = time.monotonic):
+        self.network, self.card, self.case, self.recipe = network, card, cases[0], recipe
+        self.quick, self.taught, self.ids, self.device, self.half = speed == "quick", taught, ids, device, half
+        self.record, self.progress, self.cancel, self.clock = record, progress, cancel, clock
+        self.classes = int(network.num_classes)
+        self.stages = Stages(network, config)
+        self.sampler = CropSampler(cases, card, crop_size(card, self.stages, recipe.crop), seed)
+        self.rng = np.random.default_rng(seed + 1)
+        self.kept: list[tuple[list[Tensor], Crop]] = []
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+        network.to(device).train()
+        self._choose_parameters(changed, torch.Generator().manual_seed(seed))
+        for module in network.modules():
+            if checkpointing and hasattr(module, "checkpointing"):
+                module.checkpointing = True
+        self.average = [parameter.detach().clone() for _, parameter in self.trained]
+        self.updates = 0
+        self.held = self._held_tiles()
+
+    # -------------------------------------------------------------------------------------------- what learns
+
+    def _choose_parameters(self, changed: Sequence[str], generator: torch.Generator) -> None:
+        recipe, stages = self.recipe, self.stages
+        self.network.requires_grad_(False)
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        self.trained: list[tuple[str, nn.Parameter]] = []
+        if self.quick:
+            low_rank.attach(self.network, low_rank.adaptable(self.network, stages.middle), recipe.rank,
+                            generator=generator)
+        for name, parameter in self.network.named_parameters():
+            if _inside(name, stages.last):
+                place = "last"
+            elif _inside(name, (stages.vit_part,)):
+                place = "vit"
+            else:
+                place = "middle"
+            if name.endswith("parametrizations.weight.original") or (
+                    self.quick and _inside(name, stages.front_parts) and name not in changed):
+                continue
+            parameter.requires_grad_(True)
+            self.trained.append((name, parameter))
+            groups.setdefault((place, parameter.dim() > 1), []).append(parameter)
+        rates = {"last": recipe.lr, "middle": recipe.lr_middle, "vit": recipe.lr_middle * recipe.lr_vit}
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": rates[place], "peak": rates[place], "weight_decay": 0.02 if decayed else 0.0}
+             for (place, decayed), parameters in groups.items()], betas=(0.9, 0.98))
+
+    # -------------------------------------------------------------------------------------------- steps
+
+    def run(self) -> Outcome:
+        """Train, keep the best, merge. Raises Cancelled."""
+        recipe, begin, told = self.recipe, self.clock(), 0.0
+        scores = [self.score(0)]
+        best, best_state, stopped, step = scores[0], self._state(), "end", 0
+        while step < recipe.steps:
+            self.progress(step / recipe.steps, f"Step {step + 1} of {recipe.steps}")
+            loss = self._step(step)
+            step += 1
+            if self.clock() - told >= RECORD_EVERY or step == recipe.steps:
+                told = self.clock()
+                self.record({"kind": "step", "step": step, "of": recipe.steps, "loss": loss,
+                             "seconds": round(told - begin, 2)})
+            asked = self.cancel.finishing
+            if asked or step % recipe.every == 0 or step == recipe.steps:
+                scores.append(self.score(step))
+                if scores[-1].value > best.value or scores[-1].mean is None:
+                    best, best_state = scores[-1], self._state()
+                self._tell(scores[-1], scores[-1] is best)
+                since = sum(1 for score in scores if score.step > best.step)
+                if asked or since >= recipe.patience:
+                    stopped = "asked" if asked else "early"
+                    break
+        self.kept.clear()
+        return self._finish(best.step, step, stopped, best_state, scores)
+
+    def _step(self, step: int) -> float:
+        recipe = self.recipe
+        share = min(1.0, (step + 1) / recipe.warmup) * (
+            0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        given, possible = self._batch()
+        offset = tuple(int(o) for o in self.rng.integers(0, 4, 3))
+        self.cancel.check()
+        with self._autocast():
+            out = self.stages.rest(given) if self.quick else self.stages.whole(given[0])
+        self.cancel.check()
+        loss = self.stages.loss(out, possible, offset)
+        del out
+        self.optimizer.zero_grad(set_to_none=True)
+        self.cancel.check()
+        self.scaler.scale(loss).backward()
+        self.cancel.check()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.trained], 1.0)
+        if self.scaler.is_enabled() or bool(torch.isfinite(norm)):
+            self.scaler.step(self.optimizer)
+            self._update_average()
+        self.scaler.update()
+        return float(loss.detach())
+
+    def _batch(self) -> tuple[list[Tensor], Tensor]:
+        """What the trained part takes, and the bit sets, of `batch` crops."""
+        chosen = []
+        for _ in range(self.recipe.batch):
+            if self.quick and len(self.kept) >= self.recipe.crops:
+                chosen.append(self.kept[int(self.rng.integers(len(self.kept)))])
+                continue
+            crop = self.sampler.draw()
+            self.cancel.check()
+            x = crop.x[None].to(self.device)
+            given = self._front(x) if self.quick else [x]
+            if self.quick:
+                crop.x = crop.x[:, :0]                      # not needed again
+                self.kept.append((given, crop))
+            chosen.append((given, crop))
+        joined = [torch.cat(parts) for parts in zip(*(given for given, _ in chosen))]
+        return self._placed(joined), torch.stack([crop.possible() for _, crop in chosen]).to(self.device)
+
+    @torch.no_grad()
+    def _front(self, x: Tensor) -> list[Tensor]:
+        """The frozen front's maps, as they are kept: half the memory, in main memory."""
+        with self._autocast():
+            return [t.to("cpu", torch.bfloat16) for t in self.stages.front(x)]
+
+    def _placed(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """On the device, in the number type that the front's results would have had there."""
+        return [t.to(self.device, self.half or torch.float32) for t in given]
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, dtype=self.half) if self.half is not None else nullcontext()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        self.updates += 1
+        decay = min(self.recipe.ema, (1 + self.updates) / (10 + self.updates))
+        for mine, (_, theirs) in zip(self.average, self.trained):
+            mine.lerp_(theirs, 1 - decay)
+
+    def _state(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self.average]
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the weights in use and their average."""
+        for mine, (_, theirs) in zip(self.average, self.trained):
+            keep = theirs.detach().clone()
+            theirs.copy_(mine)
+            mine.copy_(keep)
+
+    # -------------------------------------------------------------------------------------------- scores
+
+    def _held_tiles(self) -> list[tuple[tuple, tuple, list]]:
+        """(low, high, [(start, what the trained part takes)]) of every held-out slab."""
+        lattice, tile, slabs = self.case.lattice, self.card.tile, []
+        for first, last in runs(self.case.held):
+            low, high = (*lattice.low[:2], first), (*lattice.high[:2], last)
+            tiles = []
+            for start in tile_starts(low, high, lattice.image.shape, tile, min(self.card.overlap, 0.25)):
+                shared = overlap_slices(start, tile, low, high)
+                if shared is None or not lattice.body[tuple(
+                        slice(s.start + a, s.stop + a) for s, a in zip(shared[1], low))].any():
+                    continue
+                self.cancel.check()
+                x = torch.from_numpy(cut_tile(lattice.image, start, tile, self.card.windows)[None])
+                tiles.append((start, self._front(x.to(self.device)) if self.quick else [x]))
+            slabs.append((low, high, tiles))
+        return slabs
+
+    @torch.no_grad()
+    def score(self, step: int) -> Score:
+        """Dice and agreement of the averaged weights on the held-out slabs."""
+        case, counts = self.case, np.zeros((3, self.classes))
+        agree = np.zeros((3, self.classes))
+        weights = torch.from_numpy(gaussian_weights(self.card.tile)).to(self.device)
+        self._swap()
+        self.network.eval()
+        try:
+            for low, high, tiles in self.held:
+                grid = ScoreGrid(self.classes, low, high, device=self.device)
+                for start, given in tiles:
+                    self.cancel.check()
+                    given = self._placed(given)
+                    with self._autocast():
+                        out = self.stages.rest(given) if self.quick else self.stages.whole(given[0])
+                        scores = self.stages.scores(out)
+                    grid.add(scores[0].float(), start, weights)
+                box = tuple(slice(a, b) for a, b in zip(low, high))
+                found = winners(grid, case.lattice.body[box])
+                drawn, parent = case.drawn[box], case.answer[box]
+                known = drawn != OPEN
+                protected = known & ~np.isin(drawn, self.taught) & ~np.isin(parent, self.taught)
+                counts += _overlaps(found, drawn, known, self.classes)
+                agree += _overlaps(found, parent, protected, self.classes)
+        finally:
+            self.network.train()
+            self._swap()
+        taught = {number: _dice(counts[:, number], counts[1, number]) for number in self.taught}
+        measured = [value for value in taught.values() if value is not None]
+        others = [_dice(agree[:, n], agree[1, n]) for n in range(1, self.classes) if n not in self.taught]
+        others = [value for value in others if value is not None]
+        mean = float(np.mean(measured)) if measured else None
+        agreement = float(np.mean(others)) if others else None
+        value = (mean or 0.0) - self.recipe.protect * (1 - (1.0 if agreement is None else agreement))
+        return Score(step, taught, mean, agreement, value)
+
+    def _tell(self, score: Score, best: bool) -> None:
+        self.record({"kind": "score", "step": score.step, "mean": score.mean, "agreement": score.agreement,
+                     "best": best, "dice": {self.ids[number]: value for number, value in score.dice.items()}})
+
+    # -------------------------------------------------------------------------------------------- the end
+
+    @torch.no_grad()
+    def _finish(self, best_step: int, steps: int, stopped: str, state: list[Tensor], scores: list[Score]) -> Outcome:
+        for value, (_, parameter) in zip(state, self.trained):
+            parameter.copy_(value)
+        factors = {name: (a.cpu(), b.cpu()) for name, (a, b) in low_rank.factors(self.network).items()}
+        replaced = {name: parameter.detach().cpu().clone() for name, parameter in self.trained
+                    if ".parametrizations." not in name}
+        low_rank.merge(self.network)
+        for module in self.network.modules():
+            if hasattr(module, "checkpointing"):
+                module.checkpointing = False
+        self.network.eval().requires_grad_(False)
+        if best_step == 0:
+            factors = {}
+        return Outcome(best_step, steps, stopped, replaced, factors, scores)
+
+
+def crop_size(card: ModelCard, stages: Stages, wanted: int) -> tuple[int, int, int]:
+    """Edges of training crops: the card's tile, or less where the network takes any multiple of its step."""
+    if stages.size_step is None:
+        return card.tile
+    step = stages.size_step
+    return tuple(max(step, min(wanted, edge) // step * step) for edge in card.tile)
+
+
+def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
+    """The recipe with another number of steps; scored at least four times all the same."""
+    if steps is None:
+        return recipe
+    return replace(recipe, steps=steps, every=max(1, min(recipe.every, steps // 4 or 1)))
+
+
+def winners(grid: ScoreGrid, body: np.ndarray) -> np.ndarray:
+    """(box) uint8: the class with the highest score, background outside the body."""
+    keep = torch.from_numpy(np.ascontiguousarray(body)).to(grid.device)
+    found = np.zeros(grid.shape, dtype=np.uint8)
+    for first in range(0, grid.shape[2], LAYERS):
+        last = min(first + LAYERS, grid.shape[2])
+        found[:, :, first:last] = grid.layers(2, first, last, keep).argmax(-1).permute(1, 2, 0).cpu().numpy()
+    return found
+
+
+def _overlaps(found: np.ndarray, true: np.ndarray, where: np.ndarray, classes: int) -> np.ndarray:
+    """(3, classes): voxels found, true and both, of every class, over `where`."""
+    found, true = found[where].astype(np.int64), true[where].astype(np.int64)
+    true = np.minimum(true, classes - 1) if true.size and true.max() >= classes else true
+    count = [np.bincount(values, minlength=classes)[:classes] for values in (found, true, found[found == true])]
+    return np.array(count, dtype=float)
+
+
+def _dice(counts: np.ndarray, true: float, least: int = 20) -> float | None:
+    return float(2 * counts[2] / (counts[0] + counts[1])) if true >= least else None
+
+
+def _inside(name: str, parts: Sequence[str]) -> bool:
+    return any(name == part or name.startswith(part + ".") for part in parts)
