@@ -1,0 +1,255 @@
+"""The finished runs of `training.adaptation` as Markdown: every structure of every scored case, and what to know."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from HiEndSegLib.errors import InputError
+
+from .adaptation_cases import BY_ID, NEVER_TRAINED
+from .adaptation_looks import AS_IS, look_sentence
+from .adaptation_run import METHODS, TICK_BELOW
+
+TITLES = {"default": "default", "quick": "adapted, quick", "full": "adapted, full",
+          "scratch": "its network from scratch", "unetr": "UNETR fine-tuned"}
+ROSE = 0.10
+
+
+def read_result(path: Path) -> dict:
+    """One finished run. Raises InputError if the file is not one."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = result["config"]
+        [config["pair"][key] for key in ("name", "protocol", "taught", "scored", "look")]
+        config["method"], config["seed"], config["threads"], result["seconds"]["learning"], list(result["structures"])
+        [float(v) for of_case in result["scores"].values() for v in of_case.values() if v is not None]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not the result of an adaptation run; remove it and run the protocol "
+                         "again.") from error
+    return result
+
+
+def read_results(out: Path) -> list[dict]:
+    """Every finished run in OUT/runs. Raises InputError: none, or a file that is no result."""
+    paths = sorted((Path(out) / "runs").glob("*.json"))
+    if not paths:
+        raise InputError(f"There is no finished run in {Path(out) / 'runs'}; run the protocol first.")
+    return [read_result(path) for path in paths]
+
+
+# ---------------------------------------------------------------------------------------------------------- arithmetic
+
+
+def by_pair(results: Iterable[dict]) -> dict[str, dict[str, list[dict]]]:
+    """{pair: {method: its runs, by seed}}, synthetic pairs first."""
+    order = {"synthetic": 0, "real": 1, "new": 2}
+    pairs: dict[str, dict[str, list[dict]]] = {}
+    for result in sorted(results, key=lambda r: (order.get(r["config"]["pair"]["protocol"], 3),
+                                                 r["config"]["pair"]["name"], r["config"]["seed"])):
+        config = result["config"]
+        pairs.setdefault(config["pair"]["name"], {}).setdefault(config["method"], []).append(result)
+    return pairs
+
+
+def dice_of(runs: Sequence[dict], case: str, structure: str) -> float | None:
+    """Mean Dice over seeds; None where the runs do not have it. A case that is not known counts as nothing found."""
+    values = [run["scores"].get(case, {}).get(structure) for run in runs]
+    numbers = [v for v in values if v is not None]
+    return statistics.fmean(numbers) if numbers else None
+
+
+def changes(methods: dict[str, list[dict]], method: str) -> dict[str, list[tuple[float, float]]]:
+    """{"taught": [(before, after), ...], "untaught": [...]} over scored cases and structures.
+
+    What the default does not know is at 0 before. Ways that learn the ticked structures alone have no untaught ones.
+    """
+    runs, before = methods[method], methods.get("default", [])
+    structures = runs[0]["structures"]
+    found: dict[str, list[tuple[float, float]]] = {"taught": [], "untaught": []}
+    for case in runs[0]["config"]["pair"]["scored"]:
+        for structure in runs[0]["scores"].get(case, {}):
+            after = dice_of(runs, case, structure)
+            old = dice_of(before, case, structure)
+            if old is None and structure in structures:
+                old = 0.0
+            if after is not None and old is not None:
+                found["taught" if structure in structures else "untaught"].append((old, after))
+    return found
+
+
+def bar(results: Iterable[dict], method: str = "quick") -> dict:
+    """Over all pairs: how many taught structures below TICK_BELOW rose by ROSE, how many untaught lost over a point,
+    and the new structures' Dice."""
+    low, untaught, new = [], [], []
+    for methods in by_pair(results).values():
+        if method not in methods or "default" not in methods:
+            continue
+        found = changes(methods, method)
+        if methods[method][0]["config"]["pair"]["protocol"] == "new":
+            new += [after for _, after in found["taught"]]
+        else:
+            low += [(a, b) for a, b in found["taught"] if a < TICK_BELOW]
+        untaught += found["untaught"]
+    return {"low": len(low), "rose": sum(b - a >= ROSE for a, b in low),
+            "low_before": _mean([a for a, _ in low]), "low_after": _mean([b for _, b in low]),
+            "untaught": len(untaught), "lost": sum(a - b > 0.01 for a, b in untaught),
+            "untaught_change": _mean([b - a for a, b in untaught]),
+            "new": len(new), "new_reached": sum(v >= 0.70 for v in new), "new_mean": _mean(new)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def table(results: Sequence[dict]) -> str:
+    """Everything as Markdown."""
+    pairs = by_pair(results)
+    parts = [_bar_sentence(results), _summary(pairs)]
+    parts += [_pair_section(methods) for methods in pairs.values()]
+    parts.append("\n".join(f"- {line}" for line in notes(results)))
+    return "\n\n".join(parts)
+
+
+def _bar_sentence(results: Sequence[dict]) -> str:
+    lines = []
+    for method in ("quick", "full"):
+        found = bar(results, method)
+        if not found["low"] and not found["new"]:
+            continue
+        parts = []
+        if found["low"]:
+            parts.append(f"taught structures that the default had below {TICK_BELOW:.2f} on the scored person: "
+                         f"{found['low']}, mean {found['low_before']:.3f} -> {found['low_after']:.3f}; {found['rose']} "
+                         "of them rose by ten points or more")
+        if found["untaught"]:
+            parts.append(f"untaught: {found['untaught']}, mean change {100 * found['untaught_change']:+.1f} points; "
+                         f"{found['lost']} lost more than one point")
+        if found["new"]:
+            parts.append(f"new structures: {found['new_reached']} of {found['new']} at 0.70 or more (mean "
+                         f"{found['new_mean']:.3f})")
+        lines.append(f"**{TITLES[method]}**: " + "; ".join(parts) + ".")
+    return "\n\n".join(lines)
+
+
+def _summary(pairs: dict[str, dict[str, list[dict]]]) -> str:
+    lines = _header(["pair", "way", "seeds", "taught, mean Dice", "untaught, mean change", "worst untaught", "seconds",
+                     "threads", "steps", "peak GB"])
+    for name, methods in pairs.items():
+        for method in METHODS:
+            if method == "default" or method not in methods:
+                continue
+            runs, found = methods[method], changes(methods, method)
+            before, after = (_mean([pair[k] for pair in found["taught"]]) for k in (0, 1))
+            lost = [b - a for a, b in found["untaught"]]
+            peak = max(run["report"].get("peak_memory_bytes") or 0 for run in runs)
+            lines.append(_line([
+                name, TITLES[method], len(runs), f"{before:.3f} -> {after:.3f}",
+                f"{100 * _mean(lost):+.1f} ({len(lost)})" if lost else "", f"{100 * min(lost):+.1f}" if lost else "",
+                f"{_mean([run['seconds']['learning'] for run in runs]):.0f}", runs[0]["config"]["threads"],
+                ", ".join(str(run["report"].get("steps", "")) for run in runs), f"{peak / 1e9:.2f}" if peak else ""]))
+    return "\n".join(lines)
+
+
+def _pair_section(methods: dict[str, list[dict]]) -> str:
+    some = next(iter(methods.values()))[0]
+    pair = some["config"]["pair"]
+    shown = [method for method in METHODS if method in methods]
+    learned = next((methods[m][0] for m in shown if m != "default"), some)
+    kinds = some.get("kinds", {})
+    head = (f"**{pair['name']}**: {_person(pair['taught'], kinds)} teaches "
+            f"{', '.join(_name(s) for s in learned['structures']) or 'nothing'}; acquisition: "
+            f"{look_sentence(pair['look'])}")
+    head = head.rstrip(".") + (f"; {pair['remark']}." if pair.get("remark") else ".")
+    lines = _header(["scored", "structure", "", *(TITLES[m] for m in shown)])
+    for case in pair["scored"]:
+        names = list(dict.fromkeys(s for m in shown for run in methods[m] for s in run["scores"].get(case, {})))
+        names.sort(key=lambda s: (s not in learned["structures"], BY_ID[s].value if s in BY_ID else 0))
+        for structure in names:
+            values = [dice_of(methods[m], case, structure) for m in shown]
+            if all(value is None for value in values):
+                continue
+            taught = structure in learned["structures"]
+            lines.append(_line([_person(case, kinds), _name(structure), "taught" if taught else "",
+                                *("" if v is None else f"{v:.3f}" for v in values)]))
+    held = _held_out(methods)
+    return "\n\n".join(part for part in (head, "\n".join(lines), held) if part)
+
+
+def _held_out(methods: dict[str, list[dict]]) -> str:
+    """What adaptation itself said on the tiles it kept out: the honest report beside the other person's truth."""
+    said = []
+    for method in ("quick", "full"):
+        for run in methods.get(method, [])[:1]:
+            rows = [row for row in run["report"].get("taught", []) if row.get("dice_after") is not None]
+            if rows:
+                told = ", ".join(f"{_name(r['id'])} {_number(r.get('dice_before'))} -> {_number(r['dice_after'])}"
+                                 for r in rows)
+                said.append(f"{TITLES[method]}, its own report on what it held out of the taught person: {told}.")
+            if run["report"].get("worse"):
+                said.append(f"It warned of: {', '.join(_name(s) for s in run['report']['worse'])}.")
+    return " ".join(said)
+
+
+def notes(results: Sequence[dict]) -> list[str]:
+    """What a reader has to know, as far as it follows from the results themselves."""
+    pairs = [r["config"]["pair"] for r in results]
+    scored = {name.removeprefix("fat:").removesuffix("+fat") for pair in pairs for name in pair["scored"]}
+    lines = ["Dice of the whole scored case on its own lattice, by the label map that `segment` gives. Ticked: "
+             f"structures that the default has below {TICK_BELOW:.2f} on the person who teaches (new ones and pairs "
+             "without an acquisition: all of the pair's)."]
+    if any(pair["protocol"] == "synthetic" for pair in pairs):
+        lines.append("person-MAP-N is invented around the expert organ map of that number. The default was trained on "
+                     "images of all thirteen maps, in ordinary CT: the acquisition, the body around the organs, their "
+                     "position and the random numbers are new to it, the organs' shapes are not. So these rows show "
+                     "that one case carries a model over to another acquisition; they do not show unseen anatomy.")
+    real = sorted(name for name in scored if not name.startswith("person-"))
+    if real:
+        never = [name for name in real if name in NEVER_TRAINED]
+        trained = [name for name in real if name not in NEVER_TRAINED]
+        lines.append(f"Real persons scored: {', '.join(never) or 'none'} never trained on"
+                     + (f"; {', '.join(trained)} in the default's training" if trained else "") + ". Their labels are "
+                     "semi-automatic and not checked by a clinician, and there is one such person per structure, so "
+                     "the spread between patients is not known.")
+    if any(pair["look"] != AS_IS for pair in pairs):
+        lines.append("An acquisition is computed from CT by one rule for all persons of a pair (training/"
+                     "adaptation_looks.py): contrasts and noise of another machine, not its physics.")
+    if any(pair["protocol"] == "new" for pair in pairs):
+        lines.append("Body fat is labelled by thresholds and morphology (training/adaptation_cases.py, `body_fat`; "
+                     "auto, not checked by a clinician): intensity decides much of it, so it is an easy new structure.")
+    if any(r["config"]["method"] in ("scratch", "unetr") for r in results):
+        lines.append("From scratch and UNETR know the taught structures alone, use all slices of the case (nothing is "
+                     "held out), learn for the seconds that quick took and draw their crops as adaptation does; their "
+                     "last state counts.")
+    return lines
+
+
+# -------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _person(name: str, kinds: dict[str, str]) -> str:
+    plain = name.removeprefix("fat:").removesuffix("+fat")
+    kind = kinds.get(name)
+    return f"{plain} ({kind})" if kind and kind != "drawn" else plain
+
+
+def _name(structure: str) -> str:
+    return structure.replace("_", " ")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _header(cells: Sequence[object]) -> list[str]:
+    return [_line(cells), "|" + "---|" * len(cells)]
+
+
+def _line(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
