@@ -26,6 +26,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/cli/adapt.py
   HiEndSegLib/cli/adapt_labels.py
   HiEndSegLib/cli/app.py
+  HiEndSegLib/cli/attention.py
   HiEndSegLib/cli/batch.py
   HiEndSegLib/cli/command.py
   HiEndSegLib/cli/console.py
@@ -59,6 +60,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/engine/worker.py
   HiEndSegLib/errors.py
   HiEndSegLib/figures.py
+  HiEndSegLib/figures_attention.py
   HiEndSegLib/geometry/__init__.py
   HiEndSegLib/geometry/body.py
   HiEndSegLib/geometry/dicom.py
@@ -111,7 +113,14 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/unetr.py
   HiEndSegLib/networks/vit.py
   HiEndSegLib/operations/__init__.py
+  HiEndSegLib/operations/adapt.py
+  HiEndSegLib/operations/adapt_case.py
   HiEndSegLib/operations/adapt_checks.py
+  HiEndSegLib/operations/adapt_crops.py
+  HiEndSegLib/operations/adapt_loop.py
+  HiEndSegLib/operations/adapt_plan.py
+  HiEndSegLib/operations/adapt_report.py
+  HiEndSegLib/operations/adapt_scores.py
   HiEndSegLib/operations/attend.py
   HiEndSegLib/operations/attend_result.py
   HiEndSegLib/operations/attend_session.py

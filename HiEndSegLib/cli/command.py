@@ -110,6 +110,33 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("--keep-anyway", action="store_true", help="keep the version even if nothing got better")
     adapt.set_defaults(speed="auto")
 
+    attention = command("attention", "Show what a model looks at from a point: maps on the image's lattice, and a "
+                                     "figure.", engine=True)
+    attention.add_argument("volume", metavar="VOLUME")
+    attention.add_argument("--at", metavar="R,A,S", help="look from here, in mm, RAS")
+    attention.add_argument("--labels", metavar="FILE", help="look from a structure of this label map")
+    attention.add_argument("--structure", metavar="ID",
+                           help="which structure of --labels; with --kind head and without --labels the one whose "
+                                "object query is asked about")
+    attention.add_argument("--query", type=int, metavar="N", help="object query of the head (with --kind head)")
+    attention.add_argument("--layers", metavar="2,5,8,11", help="encoder blocks, from 0 (default: the paper's four)")
+    attention.add_argument("--heads", nargs="?", const="all", default="mean", metavar="N",
+                           help="mean (default), all, or one head's number; --heads alone means all")
+    attention.add_argument("--kind", choices=("encoder", "rollout", "head"), default="encoder",
+                           help="attention of single blocks (default), followed down to the image, or of the mask head")
+    attention.add_argument("-o", "--output", required=True, metavar="OUT",
+                           help="a volume (.nrrd .nii.gz .nii .mha); of several maps each gets its own file")
+    attention.add_argument("--unit", choices=("share", "times", "unit"), default="share",
+                           help="what voxels hold: share of all attention (default), how many times an even share, or "
+                                "0 to 1")
+    attention.add_argument("--figure", metavar="PNG", help="also draw a figure")
+    attention.add_argument("--plane", choices=("axial", "coronal", "sagittal"), default="axial",
+                           help="plane of the figure when heads are shown (default: axial)")
+    attention.add_argument("--model", metavar="ID", help="model id, id@version or folder (default: the shipped one)")
+    attention.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: auto)")
+    attention.add_argument("--series", metavar="S", help="DICOM series by number or part of its description")
+    attention.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
     models = command("models", "List, show, add, remove, verify or export models.")
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, help, argument, optional in (
@@ -156,10 +183,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _join_roi(argv: Sequence[str]) -> list[str]:
-    """`--roi -10,20,…` as `--roi=-10,20,…`: argparse takes a value that begins with a minus for an option."""
+    """`--roi -10,20,…` as `--roi=-10,20,…`: argparse takes a value that begins with a minus for an option. So with --at
+    and --layers."""
     joined: list[str] = []
     for argument in argv:
-        if joined and joined[-1] == "--roi":
+        if joined and joined[-1] in ("--roi", "--at", "--layers"):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)

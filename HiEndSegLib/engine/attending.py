@@ -17,6 +17,7 @@ from ..tasks import CancelToken, Progress, no_progress, subprogress
 
 if TYPE_CHECKING:
     from ..geometry.volume import Volume
+    from ..operations.attend_result import AttentionResult
     from .interface import Job
 
 UNKNOWN_VOLUME = "unknown-volume"
@@ -38,6 +39,11 @@ class Attends:
         return self._look("attend", volume, volume_key, model, device, {
             "at": _point(at), "mask": mask, "query": query, "structure": structure,
             "layers": None if layers is None else [int(n) for n in layers], "heads": heads, "kind": kind})
+
+    def attend(self, volume: Volume | None, *, progress: Progress = no_progress, cancel: CancelToken | None = None,
+               **question: Any) -> AttentionResult:
+        """`submit_attend`, and wait. `progress` is called on this thread. Raises `Cancelled`."""
+        return self._wait(self.submit_attend(volume, **question), progress, cancel)
 
     def submit_ranks(self, volume: Volume | None, *, volume_key: str, at: Sequence[float] | None = None,
                      per_head: bool = False, model: Any = None, device: str = "auto") -> Job:
