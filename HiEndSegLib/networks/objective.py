@@ -1,4 +1,6 @@
-"""The training loss of a MaskMed network: matched queries at every layer, and the fused scores at the end.
+"""The training losses: of a MaskMed network from scratch, of an ordinary head, and of teaching a trained network.
+
+From scratch: matched queries at every layer, and the fused scores at the end.
 
 The fused term is ours: it trains the very scores that inference takes the argmax of. With few volumes it is what
 makes the queries agree early; the matched terms keep mask and class decoupled (arXiv 2511.15603).
@@ -82,3 +84,61 @@ def pointwise_loss(logits: Tensor, possible: Tensor, *, offset: tuple[int, int, 
     targets = [targets_from_possible(p, scores.shape[1], min_voxels=4) for p in possible]
     cross_entropy, dice = _dense_terms(scores, possible, targets)
     return {"loss": cross_entropy + dice, "cross_entropy": cross_entropy.detach(), "dice": dice.detach()}
+
+
+def sampled_scores(out: HeadOutput | Tensor, offset: tuple[int, int, int], stride: int = 2) -> Tensor:
+    """Scores (B, K, V) float32 of an answer (or of logits) at the `wandering` voxels."""
+    if isinstance(out, HeadOutput):
+        features = out.mask_features.at(*wandering(out.mask_features.size, offset, stride))
+        logits = mask_logits(out.final.mask_embeddings, features).flatten(2).float()
+        return fuse(out.final.class_logits, logits)
+    return sublattice(out, offset, stride).flatten(2).float().softmax(1)
+
+
+def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence[int], silent: Sequence[int] = (), *,
+                  open_value: int = 255, hold: float = 1.0) -> Tensor:
+    """Teach what is drawn, and hold everything else to what the parent says of the same crop.
+
+    scores: (K, V), sum 1, of the network that learns. drawn: (V,) class of a drawn taught structure, 0 where none of
+    `asked` is, `open_value` where anything may be. parent: (K', V) the parent's scores, K' <= K (new classes last).
+    asked: taught classes that the case speaks of. silent: classes taught now that nobody drew in this case; they may
+    take a voxel from any class the parent names. hold: weight of the overlap term of what is held.
+
+    Drawn voxels: cross-entropy. Others: the parent's scores of the classes not asked for are the targets, and the share
+    that the parent gave to asked ones may go to any of the others. Both vanish where the network does what is wanted,
+    so the first step from the parent moves nothing but the taught. Added: 1 - soft Dice of each taught class, and of
+    each held class against the parent's scores (squared, so that it vanishes at equality); without it small organs
+    would weigh nothing.
+    """
+    known = drawn != open_value
+    elsewhere = drawn == 0
+    log = scores.clamp_min(1e-6).log()
+    certain = known & ~elsewhere
+    losses = -(log.gather(0, (drawn * certain)[None].long())[0] * certain)
+    held = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    held[list(asked)] = False
+    kept = held[:len(parent)]
+    free = scores[list(silent)].sum(0) if len(silent) else 0.0
+    allowed = held.clone()
+    allowed[list(silent)] = False
+    mass = torch.where(allowed[:, None], scores + free, scores)[:len(parent)][kept].clamp_min(1e-6)
+    target = parent[kept]
+    entropy = (target * target.clamp_min(1e-6).log()).sum(0)
+    rest = (1 - target.sum(0)).clamp_min(0)
+    away = -(target * mass.log()).sum(0) + entropy - rest * scores[held].sum(0).clamp_min(1e-6).log()
+    losses = losses + torch.where(elsewhere, away, torch.zeros_like(away))
+    total = losses.sum() / known.sum().clamp_min(1)
+    dices = []
+    for number in asked:
+        positive = (drawn == number).float()
+        if positive.sum() >= 4:
+            found = scores[number] * known
+            dices.append(1 - (2 * (found * positive).sum() + 1) / (found.sum() + positive.sum() + 1))
+    if dices:
+        total = total + torch.stack(dices).mean()
+    if hold and elsewhere.any():
+        there, mine = parent[kept] * elsewhere, mass * elsewhere
+        weight = (there.sum(1) >= 4).float()
+        overlap = 1 - (2 * (mine * there).sum(1) + 1) / ((mine ** 2).sum(1) + (there ** 2).sum(1) + 1)
+        total = total + hold * (overlap * weight).sum() / weight.sum().clamp_min(1)
+    return total

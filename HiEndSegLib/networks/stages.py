@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from .mask_head import HeadOutput
-from .objective import maskmed_loss, pointwise_loss
 
 #: Parts of the networks around `PyramidEncoder` that follow its front.
 _MIDDLE = ("fsad", "full_resolution", "lateral4", "lateral2", "up8", "up4", "up2")
@@ -65,12 +64,6 @@ class Stages:
 
     def whole(self, x: Tensor) -> HeadOutput | Tensor:
         return self.network(x)
-
-    def loss(self, out: HeadOutput | Tensor, possible: Tensor, offset: tuple[int, int, int]) -> Tensor:
-        """possible: (B, I, J, K) int64 bit sets, see `matching`."""
-        if isinstance(out, HeadOutput):
-            return maskmed_loss(out, possible, offset=offset)["loss"]
-        return pointwise_loss(out, possible, offset=offset)["loss"]
 
     def scores(self, out: HeadOutput | Tensor) -> Tensor:
         """(B, classes, I, J, K), sum 1."""

@@ -26,7 +26,6 @@ from ..models.teaching import TeachingCase, case_fingerprint
 from ..networks.grow import grow
 from ..tasks import CancelToken, Progress, Record, no_progress, no_record, subprogress
 from .adapt_case import (
-    MAX_CLASSES,
     OPEN,
     Case,
     Lattice,
@@ -34,7 +33,6 @@ from .adapt_case import (
     class_map,
     held_out_layers,
     labels_on,
-    make_case,
     on_model_lattice,
     runs,
     whole_scores,
@@ -170,9 +168,9 @@ class _Job:
         known = {label.id: label.value for label in card.labels}
         new = [name for name in self.structures if name not in known]
         self.old_classes = len(card.labels) + 1
-        if self.old_classes + len(new) > MAX_CLASSES:
-            raise OptionError(f"The model would have {self.old_classes + len(new) - 1} structures, and adaptation "
-                              f"works with up to {MAX_CLASSES - 1}; teach fewer new ones.")
+        if self.old_classes + len(new) > OPEN:
+            raise OptionError(f"The model would have {self.old_classes + len(new) - 1} structures, and a label map "
+                              f"holds {OPEN - 1}; teach fewer new ones.")
         grown = [replace(self.legend[name], value=self.old_classes + row) for row, name in enumerate(new)]
         self.new_card: ModelCard = replace(card, labels=[*card.labels, *grown])
         self.numbers = {label.id: label.value for label in self.new_card.labels}
@@ -234,7 +232,7 @@ class _Job:
     def see_parent(self) -> None:
         """The parent's own answer on the case; swapped sides are found by it."""
         grid = self._scores(self.model.network, self.model.card, self.lattice, "parent")
-        self.answer, self.sure = answer_of(grid, self.lattice, self._old(self.taught))
+        self.answer = answer_of(grid, self.lattice)
         del grid
         found = [f for f in look_at_labels(self.labels, self.answer, list(self.legend.values()), self.model.card,
                                            self.model.card.spacing, self.structures)
@@ -254,9 +252,6 @@ class _Job:
             if not (self.drawn == self.numbers[name]).any():
                 raise OptionError(f"{self.legend[name].name} is too thin to be seen at the model's spacing of "
                                   f"{self.model.card.spacing[0]:g} mm; untick it, or draw more of it.")
-
-    def _old(self, numbers: Sequence[int]) -> list[int]:
-        return [number for number in numbers if number < self.old_classes]
 
     def _swap_sides(self, left: str, right: str) -> None:
         pair = [self.legend[name].value if name in self.legend else None for name in (left, right)]
@@ -283,18 +278,16 @@ class _Job:
             if case.image.shape == self.lattice.image.shape:
                 for first, last in case.held_out:
                     held[first:last] = True
-        classes = len(self.new_card.labels) + 1
-        self.case = make_case(self.lattice, self.drawn, self.answer, self.sure, classes=classes, taught=self.taught,
-                              asked=self.taught, held=held)
+        self.case = Case(self.lattice, self.drawn, self.answer, held, tuple(self.taught))
         self.cases: list[Case] = [self.case]
         for case in earlier:
-            made = self._earlier_case(case, classes)
+            made = self._earlier_case(case)
             if made is not None:
                 self.cases.append(made)
         for case in self.cases[1:]:
             case.weight = 1.0 / (len(self.cases) - 1)       # as often all together as the new one
 
-    def _earlier_case(self, case: TeachingCase, classes: int) -> Case | None:
+    def _earlier_case(self, case: TeachingCase) -> Case | None:
         values = {value: self.numbers[name] for value, name in case.ids.items() if name in self.numbers}
         if not values:
             return None
@@ -303,26 +296,22 @@ class _Job:
                                    self.model.card)
         if lattice.image.shape != case.image.shape or not lattice.body.any():
             return None
-        grid = self._scores(self.model.network, self.model.card, lattice, "parent")
-        asked = sorted(set(values.values()))
-        answer, sure = answer_of(grid, lattice, self._old(asked))
         held = np.zeros(case.image.shape[2], dtype=bool)
         for first, last in case.held_out:
             held[first:last] = True
-        return make_case(lattice, class_map(case.labels, values), answer, sure, classes=classes, taught=self.taught,
-                         asked=asked, held=held)
+        drawn = class_map(case.labels, values)
+        return Case(lattice, drawn, np.zeros_like(drawn), held, tuple(sorted(set(values.values()))))
 
     def teach(self, speed: str, recipe: Recipe, seed: int) -> Outcome:
         generator = torch.Generator().manual_seed(seed)
-        home = copy.deepcopy(self.model.network).float()
-        self.network, self.config, self.changed = grow(home, self.model.card.network, self._seeds(),
+        parent = copy.deepcopy(self.model.network).float()
+        self.network, self.config, self.changed = grow(parent, self.model.card.network, self._seeds(),
                                                        generator=generator)
-        del home
         ids = {label.value: label.id for label in self.new_card.labels}
         training = Training(
-            self.network, self.config, self.new_card, self.cases, speed=speed, recipe=recipe, changed=self.changed,
-            taught=self.taught, ids=ids, device=torch.device(self.kind), half=self.half, seed=seed,
-            checkpointing=self._memory_is_short(), record=self.record, progress=self.stage("teach"),
+            self.network, self.config, self.new_card, self.cases, parent, self.model.card.network, speed=speed,
+            recipe=recipe, changed=self.changed, taught=self.taught, ids=ids, device=torch.device(self.kind),
+            half=self.half, seed=seed, checkpointing=self._memory_is_short(), record=self.record, progress=self.stage("teach"),
             cancel=self.cancel)
         return training.run()
 
@@ -338,7 +327,7 @@ class _Job:
 
     def see_after(self) -> np.ndarray:
         grid = self._scores(self.network, self.new_card, self.lattice, "after")
-        return answer_of(grid, self.lattice)[0]
+        return answer_of(grid, self.lattice)
 
     def _scores(self, network: nn.Module, card: ModelCard, lattice: Lattice, stage: str):
         return whole_scores(network, card, lattice, self.kind, self.device_bytes, self.host_bytes,

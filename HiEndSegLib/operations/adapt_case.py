@@ -1,9 +1,9 @@
-"""One labeled case as adaptation sees it: image, the parent's own answer and what every voxel may be, on the model's
-lattice, with axial slabs kept out of training.
+"""One labeled case as adaptation sees it: the image, the drawing and the parent's own answer on the model's lattice,
+with axial slabs kept out of training.
 
-What a voxel may be is a bit set (`networks.matching`). A drawn voxel of a taught structure is that class for certain.
-Elsewhere the taught classes are excluded, and the parent's own answer is the target where it was sure and named none of
-them, so that what is not taught stays. Not annotated voxels and those of held-out slabs may be anything.
+A drawn voxel of a taught structure is that class for certain. Elsewhere the taught classes are excluded, and of the
+others the parent's own scores are the target (`networks.objective.teaching_loss`). Voxels that nobody annotated and
+those of held-out slabs may be anything.
 """
 
 from __future__ import annotations
@@ -26,16 +26,12 @@ from .scores import ScoreGrid
 from .tiling import overlap_slices, tile_starts
 
 OPEN = 255
-#: The parent's answer is held to where its score is at least this.
-SURE = 0.6
 #: A slab holds out at least this share of a structure; no structure loses more than the second.
 HELD_SHARE, HELD_MOST = 0.22, 0.42
 #: Layers that a structure must span to be held out in part.
 HELD_LAYERS = 5
 #: Fewer held-out voxels than this say nothing.
 HELD_VOXELS = 20
-#: int64 bit sets hold no more classes.
-MAX_CLASSES = 62
 LAYERS = 8
 
 
@@ -91,23 +87,22 @@ def _touches(lattice: Lattice, start, tile) -> bool:
     return shared is not None and bool(lattice.body[shared[1]].any())
 
 
-def answer_of(grid: ScoreGrid, lattice: Lattice, taught: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """(winning class uint8, whether it is sure and none of `taught`), both (I, J, K); background outside the body."""
+def answer_of(grid: ScoreGrid, lattice: Lattice) -> np.ndarray:
+    """The winning class, (I, J, K) uint8; background outside the body."""
     answer = np.zeros(lattice.image.shape, dtype=np.uint8)
-    sure = np.zeros(lattice.image.shape, dtype=bool)
-    sure[:] = not lattice.body.all()                # beyond the body's box: background for certain
     box = tuple(slice(a, b) for a, b in zip(lattice.low, lattice.high))
-    keep = torch.from_numpy(np.ascontiguousarray(lattice.body[box])).to(grid.device)
+    answer[box] = winners(grid, lattice.body[box])
+    return answer
+
+
+def winners(grid: ScoreGrid, body: np.ndarray) -> np.ndarray:
+    """(box) uint8: the class with the highest score, background outside the body."""
+    keep = torch.from_numpy(np.ascontiguousarray(body)).to(grid.device)
+    found = np.zeros(grid.shape, dtype=np.uint8)
     for first in range(0, grid.shape[2], LAYERS):
         last = min(first + LAYERS, grid.shape[2])
-        top, winner = grid.layers(2, first, last, keep).max(-1)                             # (n, A, B)
-        certain = top >= SURE
-        for number in taught:
-            certain &= winner != number
-        where = (*box[:2], slice(box[2].start + first, box[2].start + last))
-        answer[where] = winner.permute(1, 2, 0).cpu().numpy()
-        sure[where] = certain.permute(1, 2, 0).cpu().numpy()
-    return answer, sure
+        found[:, :, first:last] = grid.layers(2, first, last, keep).argmax(-1).permute(1, 2, 0).cpu().numpy()
+    return found
 
 
 @dataclass(eq=False)
@@ -115,55 +110,28 @@ class Case:
     """What training draws crops from.
 
     drawn: class of the taught structure drawn at a voxel, 0 for none, 255 not annotated. answer: the parent's class.
-    codes: index into `table`, the bit sets. held: (K,) bool, layers kept out. asked: taught classes this case speaks
-    of. weight: how often it is drawn from.
+    held: (K,) bool, layers kept out. asked: taught classes that this case speaks of. weight: how often it is drawn
+    from. targets: `drawn` as training sees it, held-out layers open. centres: voxels of each class in `targets`.
     """
 
     lattice: Lattice
     drawn: np.ndarray
     answer: np.ndarray
-    codes: np.ndarray
-    table: np.ndarray
     held: np.ndarray
     asked: tuple[int, ...]
     weight: float = 1.0
-    centres: dict[int, np.ndarray] = field(default_factory=dict)
+    targets: np.ndarray = field(init=False)
+    centres: dict[int, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
-        rng = np.random.default_rng(0)
-        usable = self.drawn.copy()
-        usable[:, :, self.held] = 0
+        self.targets = self.drawn.copy()
+        self.targets[:, :, self.held] = OPEN
+        self.centres, rng = {}, np.random.default_rng(0)
         for number in self.asked:
-            voxels = np.flatnonzero(usable == number)
+            voxels = np.flatnonzero(self.targets == number)
             if len(voxels):
                 chosen = rng.choice(voxels, min(4000, len(voxels)), replace=False)
                 self.centres[number] = np.stack(np.unravel_index(chosen, self.drawn.shape), 1)
-
-
-def make_case(lattice: Lattice, drawn: np.ndarray, answer: np.ndarray, sure: np.ndarray, *, classes: int,
-              taught: Sequence[int], asked: Sequence[int], held: np.ndarray, weight: float = 1.0) -> Case:
-    """Bit sets of one case.
-
-    drawn: as in `Case`, for the classes in `asked`. answer, sure: see `answer_of`. classes: with background and new
-    ones. taught: all classes taught now; those not in `asked` were not annotated in this case and stay possible.
-    """
-    every = (1 << classes) - 1
-    excluded = sum(1 << number for number in asked)
-    silent = sum(1 << number for number in taught if number not in asked)
-    others = every & ~excluded
-    # codes: c: certainly class c; classes + c: class c or one nobody annotated; then open among others; then anything.
-    table = np.array([1 << c for c in range(classes)] + [1 << c | silent for c in range(classes)] + [others, every],
-                     dtype=np.int64)
-    codes = np.full(drawn.shape, 2 * classes, dtype=np.uint8)
-    kept = sure & ~np.isin(answer, np.array(asked, dtype=np.uint8))
-    np.copyto(codes, answer + np.uint8(classes if silent else 0), where=kept)
-    if not silent:
-        codes[~lattice.body & (answer == 0)] = 0
-    codes[drawn == OPEN] = 2 * classes + 1
-    for number in asked:
-        codes[drawn == number] = number
-    codes[:, :, held] = 2 * classes + 1
-    return Case(lattice, drawn, answer, codes, table, held, tuple(asked), weight)
 
 
 def held_out_layers(drawn: np.ndarray, asked: Sequence[int]) -> np.ndarray:

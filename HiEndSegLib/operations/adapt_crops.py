@@ -1,4 +1,4 @@
-"""Augmented crops of the taught cases, and what the frozen part of a network gives for them, kept."""
+"""Augmented crops of the taught cases."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ AIR_HU = -1024.0
 
 @dataclass
 class Crop:
-    """x: (C, *size) in [0, 1]. codes: (*size) uint8 into `table`, the bit sets of its case."""
+    """x: (C, *size) in [0, 1]. drawn: (*size) uint8, `Case.targets`. case: where it comes from. offset: which voxels of
+    it the loss looks at (`objective.wandering`)."""
 
     x: Tensor
-    codes: Tensor
-    table: Tensor
-
-    def possible(self) -> Tensor:
-        return self.table[self.codes.long()]
+    drawn: Tensor
+    case: Case
+    offset: tuple[int, int, int]
 
 
 class CropSampler:
@@ -56,10 +55,10 @@ class CropSampler:
         grid = random_grid(rng, keep_inside(centre, shape, size), shape, self.size, bend=0.5)
         outside = AIR_HU if lattice.is_hu else min(low for low, _ in self.card.windows)
         image = sample_image(lattice.image, grid, outside)
-        codes = sample_codes(case.codes, grid, outside=0)                   # beyond the volume: background for certain
+        drawn = sample_codes(case.targets, grid).to(torch.uint8)            # beyond the volume: nothing is drawn
         if lattice.is_hu:
             image = vary_hounsfield(image, rng)
         else:
             image = vary_native(image, rng, max(high - low for low, high in self.card.windows))
         x = torch.stack([((image - low) / (high - low)).clamp(0, 1) for low, high in self.card.windows])
-        return Crop(x, codes.to(torch.uint8), torch.from_numpy(case.table))
+        return Crop(x, drawn, case, tuple(int(o) for o in rng.integers(0, 2, 3)))

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from ..models.card import ModelCard
 from ..networks import low_rank
+from ..networks.mask_head import HeadOutput, QueryPrediction
+from ..networks.objective import sampled_scores, sublattice, teaching_loss
 from ..networks.stages import Stages
 from ..tasks import CancelToken, Progress, Record
-from .adapt_case import LAYERS, OPEN, Case, runs
-from .adapt_crops import Crop, CropSampler
+from .adapt_case import OPEN, Case, runs, winners
+from .adapt_crops import CropSampler
 from .scores import ScoreGrid
 from .tiling import cut_tile, gaussian_weights, overlap_slices, tile_starts
 
@@ -36,7 +38,8 @@ class Recipe:
     lr: of what learns whole; lr_middle: of adapters (quick) or of everything below the head (full). lr_vit: factor on
     lr_middle for the ViT (full). rank: of adapters. ema: decay of the weights' average, which is what is scored and
     kept. every: steps between scores. patience: scores without a gain after which it stops. protect: how much a lost
-    point of agreement of the protected structures weighs against a point of Dice of the taught.
+    point of agreement of the protected structures weighs against a point of Dice of the taught. hold: weight of
+    the overlap with the parent's scores in the loss.
     """
 
     steps: int = 400
@@ -51,6 +54,7 @@ class Recipe:
     every: int = 50
     patience: int = 4
     protect: float = 1.0
+    hold: float = 1.0
     warmup: int = 15
 
     def to_dict(self) -> dict:
@@ -84,23 +88,36 @@ class Outcome:
     scores: list[Score]
 
 
-class Training:
-    """One adaptation of `network` (changed in place; merged and frozen after `run`)."""
+@dataclass
+class _Kept:
+    """A crop ready for training. given: what the part that learns takes. parent: the parent's scores, (K', V)."""
 
-    def __init__(self, network: nn.Module, config: Mapping, card: ModelCard, cases: Sequence[Case], *, speed: str,
-                 recipe: Recipe, changed: Sequence[str], taught: Sequence[int], ids: Mapping[int, str],
-                 device: torch.device, half: torch.dtype | None, seed: int, checkpointing: bool, record: Record,
-                 progress: Progress, cancel: CancelToken, clock: Callable[[], float] = time.monotonic):
+    given: list[Tensor]
+    drawn: Tensor
+    parent: Tensor
+    case: Case
+    offset: tuple[int, int, int]
+
+
+class Training:
+    """One adaptation of `network` (changed in place; merged and frozen after `run`). parent: what it started from."""
+
+    def __init__(self, network: nn.Module, config: Mapping, card: ModelCard, cases: Sequence[Case],
+                 parent: nn.Module, parent_config: Mapping, *, speed: str, recipe: Recipe, changed: Sequence[str],
+                 taught: Sequence[int], ids: Mapping[int, str], device: torch.device, half: torch.dtype | None,
+                 seed: int, checkpointing: bool, record: Record, progress: Progress, cancel: CancelToken,
+                 clock: Callable[[], float] = time.monotonic):
         self.network, self.card, self.case, self.recipe = network, card, cases[0], recipe
         self.quick, self.taught, self.ids, self.device, self.half = speed == "quick", taught, ids, device, half
         self.record, self.progress, self.cancel, self.clock = record, progress, cancel, clock
         self.classes = int(network.num_classes)
-        self.stages = Stages(network, config)
+        self.stages, self.parent = Stages(network, config), Stages(parent, parent_config)
         self.sampler = CropSampler(cases, card, crop_size(card, self.stages, recipe.crop), seed)
         self.rng = np.random.default_rng(seed + 1)
-        self.kept: list[tuple[list[Tensor], Crop]] = []
+        self.kept: list[_Kept] = []
         self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
         network.to(device).train()
+        parent.to(device).eval()
         self._choose_parameters(changed, torch.Generator().manual_seed(seed))
         for module in network.modules():
             if checkpointing and hasattr(module, "checkpointing"):
@@ -171,13 +188,13 @@ class Training:
             0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        given, possible = self._batch()
-        offset = tuple(int(o) for o in self.rng.integers(0, 4, 3))
+        chosen = [self._crop() for _ in range(recipe.batch)]
+        given = self._placed([torch.cat(parts) for parts in zip(*(crop.given for crop in chosen))])
         self.cancel.check()
         with self._autocast():
             out = self.stages.rest(given) if self.quick else self.stages.whole(given[0])
         self.cancel.check()
-        loss = self.stages.loss(out, possible, offset)
+        loss = self._loss(out, chosen)
         del out
         self.optimizer.zero_grad(set_to_none=True)
         self.cancel.check()
@@ -191,27 +208,39 @@ class Training:
         self.scaler.update()
         return float(loss.detach())
 
-    def _batch(self) -> tuple[list[Tensor], Tensor]:
-        """What the trained part takes, and the bit sets, of `batch` crops."""
-        chosen = []
-        for _ in range(self.recipe.batch):
-            if self.quick and len(self.kept) >= self.recipe.crops:
-                chosen.append(self.kept[int(self.rng.integers(len(self.kept)))])
-                continue
-            crop = self.sampler.draw()
-            self.cancel.check()
-            x = crop.x[None].to(self.device)
-            given = self._front(x) if self.quick else [x]
+    def _loss(self, out, chosen: list[_Kept]) -> Tensor:
+        losses = []
+        for row, crop in enumerate(chosen):
+            scores = sampled_scores(_row(out, row), crop.offset)[0]
+            silent = [number for number in self.taught if number not in crop.case.asked]
+            losses.append(teaching_loss(scores, crop.drawn.to(self.device), crop.parent.to(self.device).float(),
+                                        crop.case.asked, silent, hold=self.recipe.hold))
+        return torch.stack(losses).mean()
+
+    def _crop(self) -> _Kept:
+        """A crop with what the parent says of it; one of those kept as soon as there are enough (quick)."""
+        if self.quick and len(self.kept) >= self.recipe.crops:
+            return self.kept[int(self.rng.integers(len(self.kept)))]
+        crop = self.sampler.draw()
+        self.cancel.check()
+        x = crop.x[None].to(self.device)
+        with torch.no_grad(), self._autocast():
             if self.quick:
-                crop.x = crop.x[:, :0]                      # not needed again
-                self.kept.append((given, crop))
-            chosen.append((given, crop))
-        joined = [torch.cat(parts) for parts in zip(*(given for given, _ in chosen))]
-        return self._placed(joined), torch.stack([crop.possible() for _, crop in chosen]).to(self.device)
+                given = self.stages.front(x)
+                self.cancel.check()
+                said = self.parent.rest(given)
+                given = [t.to("cpu", torch.bfloat16) for t in given]        # half the memory, in main memory
+            else:
+                given, said = [x], self.parent.whole(x)
+            parent = sampled_scores(said, crop.offset)[0].to("cpu", torch.float16)
+        kept = _Kept(given, sublattice(crop.drawn, crop.offset).flatten(), parent, crop.case, crop.offset)
+        if self.quick:
+            self.kept.append(kept)
+        return kept
 
     @torch.no_grad()
     def _front(self, x: Tensor) -> list[Tensor]:
-        """The frozen front's maps, as they are kept: half the memory, in main memory."""
+        """The frozen front's maps, as they are kept."""
         with self._autocast():
             return [t.to("cpu", torch.bfloat16) for t in self.stages.front(x)]
 
@@ -334,16 +363,6 @@ def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
     return replace(recipe, steps=steps, every=max(1, min(recipe.every, steps // 4 or 1)))
 
 
-def winners(grid: ScoreGrid, body: np.ndarray) -> np.ndarray:
-    """(box) uint8: the class with the highest score, background outside the body."""
-    keep = torch.from_numpy(np.ascontiguousarray(body)).to(grid.device)
-    found = np.zeros(grid.shape, dtype=np.uint8)
-    for first in range(0, grid.shape[2], LAYERS):
-        last = min(first + LAYERS, grid.shape[2])
-        found[:, :, first:last] = grid.layers(2, first, last, keep).argmax(-1).permute(1, 2, 0).cpu().numpy()
-    return found
-
-
 def _overlaps(found: np.ndarray, true: np.ndarray, where: np.ndarray, classes: int) -> np.ndarray:
     """(3, classes): voxels found, true and both, of every class, over `where`."""
     found, true = found[where].astype(np.int64), true[where].astype(np.int64)
@@ -354,6 +373,14 @@ def _overlaps(found: np.ndarray, true: np.ndarray, where: np.ndarray, classes: i
 
 def _dice(counts: np.ndarray, true: float, least: int = 20) -> float | None:
     return float(2 * counts[2] / (counts[0] + counts[1])) if true >= least else None
+
+
+def _row(out, row: int):
+    """One sample of an answer, as a batch of one."""
+    if isinstance(out, HeadOutput):
+        return HeadOutput([QueryPrediction(p.class_logits[row:row + 1], p.mask_embeddings[row:row + 1])
+                           for p in out.predictions[-1:]], out.mask_features.sample(row), out.queries[row:row + 1])
+    return out[row:row + 1]
 
 
 def _inside(name: str, parts: Sequence[str]) -> bool:
