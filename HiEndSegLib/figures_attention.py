@@ -7,6 +7,7 @@ row a plane (axial, coronal, sagittal), a column a layer. Every map is scaled be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def attention_figure(volume: Volume, result: AttentionResult, path, *, plane: st
 
     volume: the one that was looked at. plane: which plane single heads are shown in. window: width and level of the
     volume's gray values (HU), None for the 1st to the 99th percentile.
-    Raises InputError, OptionError (no such plane) and OutputError (unwritable, no matplotlib).
+    Raises InputError, OptionError (no such plane) and OutputError (unwritable, no .png, no matplotlib).
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,6 +62,8 @@ def attention_figure(volume: Volume, result: AttentionResult, path, *, plane: st
         raise OutputError("Pictures need matplotlib, which is not installed; run: pip install matplotlib.") from error
     if plane not in _NAMES:
         raise OptionError(f"There is no plane '{plane}'; choose {', '.join(_NAMES)}.")
+    if Path(path).suffix.lower() != ".png":
+        raise OutputError(f"The figure is a PNG picture, and {Path(path).name} has another extension; call it .png.")
     volume = check_volume(volume)
     low, high = _window(volume.array, window)
     rows = _rows(volume, result, plane)
