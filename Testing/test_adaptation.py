@@ -20,7 +20,7 @@ from HiEndSegLib.models.loading import load_model
 from HiEndSegLib.models.registry import Registry
 from HiEndSegLib.networks.build import build_network
 from training import adaptation, adaptation_run
-from training.adaptation_baselines import clock_rate, taught_case
+from training.adaptation_baselines import Crops, clock_rate, learn_scratch
 from training.adaptation_cases import Cases, body_fat
 from training.adaptation_looks import AS_IS, LOOKS, with_look
 from training.adaptation_run import Pair, RunConfig, ticked
@@ -253,16 +253,16 @@ def test_a_baseline_learns_what_it_is_taught(data, model, tmp_path):
     """Twenty-five steps from scratch already cut the loss: the crops carry the labels in the right places."""
     case = Cases(data, tmp_path).get("ct-a")
     config = RunConfig(PAIR, "scratch", "tiny", steps=25, crop=24)
-    from training.adaptation_baselines import learn_scratch
-
     torch.set_num_threads(1)
     learned, report, curve = learn_scratch(config, model, case, ("spleen", "liver"))
     assert report["steps"] == 25 and [label.value for label in learned.card.labels] == [1, 2]
     assert curve[-1]["loss"] < 0.95 * curve[0]["loss"]
-    taught = taught_case(case, model.card, ("spleen", "liver"))
+    crops = Crops(case, model.card, ("spleen", "liver"), 24, seed=0)
     liver = to_ras_axes(case.volume.with_array(case.mask("liver").astype(np.uint8))).array
-    assert np.array_equal(taught.codes == 2, liver == 1)
-    assert set(np.unique(taught.table[taught.codes])) == {1, 2, 4}
+    assert np.array_equal(crops.codes == 2, liver == 1)
+    assert crops.possible(torch.tensor([0, 1, 2, 3])).tolist() == [1, 2, 4, 7]
+    shown = [crops.draw()[1] for _ in range(6)]
+    assert all((codes > 0).any() for codes in shown[::2])                # every other one is about a structure
 
 
 def test_the_clock_sets_the_rate():

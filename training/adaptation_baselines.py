@@ -1,7 +1,7 @@
 """What adaptation is held against: networks that learn the ticked structures from the same case and nothing else.
 
-Both draw their crops with adaptation's own sampler (same augmentation, as many on the structures as anywhere) from the
-whole case (nothing is held out, which is in their favor) and learn for the seconds they are given. The last state
+Both draw crops as adaptation does (same augmentation, as many on the structures as anywhere in the body) from the whole
+case (nothing is held out, which is in their favor) and learn for the seconds they are given. The last state
 counts, and the learning rate follows the clock: up for a tenth, then a cosine to zero.
 """
 
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from HiEndSegLib.errors import OptionError
+from HiEndSegLib.geometry.body import body_mask
 from HiEndSegLib.geometry.labels import Label
+from HiEndSegLib.geometry.resample import resample_like, resample_to_spacing
 from HiEndSegLib.models.card import ModelCard
 from HiEndSegLib.models.encoders import apply_encoder
 from HiEndSegLib.models.loading import Model
 from HiEndSegLib.networks.build import build_network
 from HiEndSegLib.networks.objective import maskmed_loss
 from HiEndSegLib.networks.position import as_triple
-from HiEndSegLib.operations.adapt_case import Case, labels_on, on_model_lattice
-from HiEndSegLib.operations.adapt_crops import Crop, CropSampler
+from HiEndSegLib.operations.augment import keep_inside, random_grid, sample_codes, sample_image, vary_hounsfield
 from HiEndSegLib.operations.peak import peak_memory
 
 from .adaptation_cases import BY_ID, UNKNOWN, LabelledCase
@@ -36,6 +37,8 @@ from .oneshot_run import dice_ce_loss
 FEATURES, WINDOW = 8, (-175.0, 250.0)
 #: Seconds where none were given (no quick run to equal).
 SECONDS = 300.0
+
+_AIR_HU = -1024.0
 
 Learned = tuple[Model, dict, list[dict]]
 
@@ -51,11 +54,12 @@ def learn_scratch(config: RunConfig, model: Model, case: LabelledCase, structure
         **model.card.network, "num_classes": len(structures) + 1})
     rng = np.random.default_rng(config.seed)
 
-    def loss(crop: Crop) -> Tensor:
+    def loss(crops: Crops) -> Tensor:
+        image, codes = crops.draw()
         with _half(config):
-            out = network(crop.x[None].to(config.device))
+            out = network(image[None].to(config.device))
         offset = tuple(int(o) for o in rng.integers(0, 4, 3))
-        return maskmed_loss(out, crop.possible()[None].to(config.device), offset=offset)["loss"]
+        return maskmed_loss(out, crops.possible(codes)[None].to(config.device), offset=offset)["loss"]
 
     return _learn(config, card, network, case, structures, loss, rate=6e-4, decay=0.02)
 
@@ -78,11 +82,11 @@ def learn_unetr(config: RunConfig, model: Model, case: LabelledCase, structures:
     card = replace(model.card, id="unetr", labels=_labels(structures), network=options, windows=[list(WINDOW)],
                    tile=as_triple(config.crop))
 
-    def loss(crop: Crop) -> Tensor:
+    def loss(crops: Crops) -> Tensor:
+        image, codes = crops.draw()
         with _half(config):
-            logits = network(crop.x[None].to(config.device))
-        codes = crop.codes.clone()
-        codes[codes > len(structures)] = UNKNOWN
+            logits = network(image[None].to(config.device))
+        codes[codes == crops.open] = UNKNOWN
         return dice_ce_loss(logits, codes[None].to(config.device))
 
     return _learn(config, card, network, case, structures, loss, rate=1e-3, decay=1e-5)
@@ -96,20 +100,47 @@ def _half(config: RunConfig) -> torch.autocast:
     return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=True)
 
 
-def taught_case(case: LabelledCase, card: ModelCard, structures: Sequence[str]) -> Case:
-    """The case on the card's lattice: certainly one of the structures, certainly none, or open where not annotated."""
-    lattice = on_model_lattice(case.volume, card)
-    labels = labels_on(lattice, case.labels)
-    number = np.zeros(256, np.uint8)
-    number[UNKNOWN] = UNKNOWN
-    for code, name in enumerate(structures, 1):
-        number[BY_ID[name].value] = code
-    drawn = number[labels]
-    classes = len(structures) + 1
-    table = np.array([1 << c for c in range(classes)] + [(1 << classes) - 1], dtype=np.int64)
-    codes = np.where(drawn == UNKNOWN, classes, drawn).astype(np.uint8)
-    return Case(lattice, drawn, np.zeros_like(drawn), codes, table, np.zeros(drawn.shape[2], bool),
-                tuple(range(1, classes)))
+class Crops:
+    """Augmented crops of a case without end.
+
+    `draw()` gives the image (C, S, S, S) in [0, 1] and codes (S, S, S) uint8: 0 for none of the structures, 1, 2, ... for
+    them, `open` where nobody said. Every other one is about a structure, each structure as often as another; no flips,
+    left and right are labels. codes: of the whole case, on the card's lattice.
+    """
+
+    def __init__(self, case: LabelledCase, card: ModelCard, structures: Sequence[str], size: int, seed: int):
+        self.windows, self.size, self.open = card.windows, (size,) * 3, len(structures) + 1
+        self.rng, self.count = np.random.default_rng(seed), 0
+        image = resample_to_spacing(case.volume, card.spacing)
+        self.image = image.array
+        number = np.zeros(256, np.uint8)
+        number[UNKNOWN] = self.open
+        for code, name in enumerate(structures, 1):
+            number[BY_ID[name].value] = code
+        self.codes = number[resample_like(case.labels, image, order=0, fill=UNKNOWN).array]
+        self.centers = [np.argwhere(self.codes == code) for code in range(1, self.open)]
+        self.centers = [voxels for voxels in self.centers if len(voxels)]
+        found = np.argwhere(body_mask(image))
+        self.low, self.high = found.min(0), found.max(0) + 1
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        rng = self.rng
+        if self.count % 2 == 0:
+            voxels = self.centers[rng.integers(len(self.centers))]
+            center = voxels[rng.integers(len(voxels))] + rng.uniform(-self.size[0] / 4, self.size[0] / 4, 3)
+        else:
+            center = rng.uniform(self.low, self.high)
+        self.count += 1
+        shape = self.image.shape
+        grid = random_grid(rng, keep_inside(center, shape, self.size), shape, self.size, bend=0.5)
+        image = vary_hounsfield(sample_image(self.image, grid, _AIR_HU), rng)
+        x = torch.stack([((image - low) / (high - low)).clamp(0, 1) for low, high in self.windows])
+        return x, sample_codes(self.codes, grid).to(torch.uint8)
+
+    def possible(self, codes: Tensor) -> Tensor:
+        """The codes as bit sets."""
+        table = torch.tensor([1 << c for c in range(self.open)] + [(1 << self.open) - 1])
+        return table[codes.long()]
 
 
 def clock_rate(done: float, peak: float, warmup: float = 0.1) -> float:
@@ -120,13 +151,13 @@ def clock_rate(done: float, peak: float, warmup: float = 0.1) -> float:
 
 
 def _learn(config: RunConfig, card: ModelCard, network: nn.Module, case: LabelledCase, structures: Sequence[str],
-           loss_of: Callable[[Crop], Tensor], *, rate: float, decay: float) -> Learned:
+           loss_of: Callable[[Crops], Tensor], *, rate: float, decay: float) -> Learned:
     """Trains until the seconds (or steps) are over; preparing the case counts."""
     budget = config.seconds or SECONDS
     started = time.perf_counter()
     losses = []
     with peak_memory() as peak:
-        sampler = CropSampler([taught_case(case, card, structures)], card, as_triple(config.crop), config.seed)
+        crops = Crops(case, card, structures, config.crop, config.seed)
         network.to(config.device).train()
         decayed = [p for p in network.parameters() if p.dim() > 1]
         plain = [p for p in network.parameters() if p.dim() <= 1]
@@ -140,7 +171,7 @@ def _learn(config: RunConfig, card: ModelCard, network: nn.Module, case: Labelle
                 break
             for group in optimizer.param_groups:
                 group["lr"] = clock_rate(done, rate)
-            loss = loss_of(sampler.draw())
+            loss = loss_of(crops)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if torch.isfinite(nn.utils.clip_grad_norm_(network.parameters(), 1.0)):
