@@ -10,7 +10,7 @@ from bridge_scene import LEGEND, VALUE, ct, ct_volume, label_volume, scene, sct,
 
 from HiEndSegLib.bridge.corrections import differences, read_correction
 from HiEndSegLib.bridge.segmentations import segmentation_from_labels
-from HiEndSegLib.bridge.structures import drawn_structures
+from HiEndSegLib.bridge.structures import drawn_structures, segment_volumes
 from HiEndSegLib.bridge.volumes import image_of_array, matrix_to_vtk
 from HiEndSegLib.errors import InputError
 from HiEndSegLib.geometry.labels import Label, structure_id, terminology_tag
@@ -73,6 +73,7 @@ def test_segments_are_recognized_by_id_then_meaning_then_name(node):
         ("S_3", "liver", "name"), ("S_4", "liver_2", "new"), ("S_5", "left_lung", "new"), ("S_6", "segment_2", "new"),
         ("S_7", "colon", "name")]
     assert [one.empty for one in found] == [False] * 7 + [True]
+    assert [one.milliliters for one in found] == [0.008] * 7 + [0.0]
     assert found[3].label is LEGEND[0] and found[5].label.name == "Left Lung"
     new = [one.label for one in found if one.is_new]
     assert len({label.value for label in new} | set(VALUE.values())) == len(new) + len(LEGEND)
@@ -125,3 +126,19 @@ def test_a_drawing_from_elsewhere_is_read_without_ids_of_ours(scene, ct, node): 
     correction = read_correction(node, ct, LEGEND)
     expected = np.where(labels.array == VALUE["kidney_left"], 0, labels.array)
     assert np.array_equal(correction.labels.array, expected) and correction.missing == ["kidney_left", "colon"]
+
+
+def test_volumes_of_shared_layers_cropped_images_and_surfaces(scene, ct):                           # noqa: F811
+    labels = label_volume()
+    node = segmentation_from_labels(labels, LEGEND, ct)
+    voxels = {label.id: int((labels.array == label.value).sum()) for label in LEGEND}
+    spaced = np.diag([0.5, 2.0, 3.0, 1.0])
+    add_segment(node, np.ones((4, 3, 2)), spaced, "Cyst", "cyst")
+    assert segment_volumes(node.GetSegmentation()) == pytest.approx(
+        {**{id_: count / 1000 for id_, count in voxels.items()}, "cyst": 24 * 3 / 1000})
+    node.CreateClosedSurfaceRepresentation()
+    surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+    node.GetSegmentation().SetSourceRepresentationName(surface)
+    node.RemoveBinaryLabelmapRepresentation()
+    assert segment_volumes(node.GetSegmentation()) == {}
+    assert not any(one.empty for one in drawn_structures(node, LEGEND))

@@ -155,18 +155,21 @@ def test_overlapping_segments_and_another_lattice_are_said(desk, ct):           
 
     shifted = lattice_of(ct)[1].copy()
     shifted[:3, 3] += 0.5
-    add_segment(node, mask, shifted, "Cyst")
+    add_segment(node, np.roll(mask, 10, axis=0), shifted, "Cyst")
     desk.presenter.compare()
-    assert "Cyst: resampled onto the lattice" in desk.state.rows_sentence
+    assert [row.id for row in desk.state.rows[3:]] == ["tumor", "cyst"]
+    assert "New to this model; 0.22 ml drawn." in desk.state.rows[4].sentence
     desk.presenter.check("tumor", True)
-    job = None
+    desk.presenter.check("cyst", True)
     desk.presenter.run()
     desk.tick()
     job = desk.engine.open("adapt")
-    value = next(label.value for label in job.arguments["legend"] if label.id == "tumor")
-    assert np.array_equal(job.arguments["labels"].array == value, mask == 1)
+    values = {label.id: label.value for label in job.arguments["legend"]}
+    assert np.array_equal(job.arguments["labels"].array == values["tumor"], mask == 1)
+    assert (job.arguments["labels"].array[13, :, 1:] == values["cyst"]).all()
     desk.end(job)
     assert "Liver and Tumor overlap in 216 voxels; they were read as Tumor." in desk.state.detail
+    assert "Cyst: resampled onto the lattice" in desk.state.detail
 
 
 @pytest.mark.parametrize("choice", ["keep", "swap", "cancel"])

@@ -105,7 +105,7 @@ def _place(image, segmentation_node, volume_node, shape, matrix):
     start = np.array(image.GetExtent()[::2])
     own = np.eye(4)
     own[:3, 3] = start
-    shift = np.linalg.inv(matrix) @ between @ _image_matrix(image) @ own      # of the array's indices in the volume's
+    shift = np.linalg.inv(matrix) @ between @ image_matrix(image) @ own      # of the array's indices in the volume's
     whole = np.round(shift[:3, 3]).astype(int)
     corners = np.array([np.zeros(3), np.array(array.shape) - 1])
     if np.abs(corners @ (shift[:3, :3] - np.eye(3)).T + shift[:3, 3] - whole).max() > _SAME:
@@ -153,18 +153,27 @@ def _translate(array: np.ndarray, table: dict[int, int]) -> np.ndarray:
 
 def _merge(target: np.ndarray, new: np.ndarray, model: np.ndarray | None, claims: dict) -> None:
     """Put `new` onto `target` in place; count contested voxels by (earlier, later, later was taken)."""
-    contested = np.nonzero((target != 0) & (new != 0) & (target != new))
+    if not target.any():        # the first layer, which is nearly always the only one
+        target[...] = new
+        return
+    there = new != 0
+    clash = there & (target != 0)
+    clash &= target != new
+    if not clash.any():
+        np.copyto(target, new, where=there)
+        return
+    contested = np.nonzero(clash)
     old, wanted = target[contested], new[contested]
     take = np.ones(len(old), bool) if model is None else wanted != model[contested]
-    np.copyto(target, new, where=(new != 0) & (target == 0))
+    np.copyto(target, new, where=there)
     target[contested] = np.where(take, wanted, old)
-    if len(old):
-        key, counts = np.unique(np.stack([old, wanted, take.astype(np.uint8)], axis=1), axis=0, return_counts=True)
-        for (a, b, taken), count in zip(key.tolist(), counts.tolist()):
-            claims[a, b, bool(taken)] = claims.get((a, b, bool(taken)), 0) + count
+    key, counts = np.unique(np.stack([old, wanted, take.astype(np.uint8)], axis=1), axis=0, return_counts=True)
+    for (a, b, taken), count in zip(key.tolist(), counts.tolist()):
+        claims[a, b, bool(taken)] = claims.get((a, b, bool(taken)), 0) + count
 
 
-def _image_matrix(image) -> np.ndarray:
+def image_matrix(image) -> np.ndarray:
+    """(4, 4): of a vtkOrientedImageData, from its own indices (that start at its extent) to mm."""
     matrix = matrix_to_vtk(np.eye(4))
     image.GetImageToWorldMatrix(matrix)
     return matrix_to_numpy(matrix)

@@ -44,7 +44,7 @@ def segments_in(segmentation_node, ids) -> list[str]:
     """Those of `ids` that the segmentation has with at least one voxel or cell drawn, in the order given."""
     check_node(segmentation_node, "vtkMRMLSegmentationNode")
     segmentation = segmentation_node.GetSegmentation()
-    return [id_ for id_ in ids if segmentation.GetSegmentIndex(id_) >= 0 and not segment_is_empty(segmentation, id_)]
+    return [id_ for id_ in ids if segmentation.GetSegmentIndex(id_) >= 0 and not _is_empty(segmentation, id_)]
 
 
 def table_of(segmentation_node):
@@ -80,8 +80,7 @@ def _in_step(node, volume_node) -> bool:
                for browser in browsers)
 
 
-def segment_is_empty(segmentation, id_: str) -> bool:
-    """Whether nothing is drawn in this segment of a vtkSegmentation."""
+def _is_empty(segmentation, id_: str) -> bool:
     name = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
     segment = segmentation.GetSegment(id_)
     image = segment.GetRepresentation(name)

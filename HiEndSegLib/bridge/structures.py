@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import slicer
 import vtk
 
 from ..geometry.labels import Label, parse_terminology_tag, structure_id, terminology_name
-from .results import segment_is_empty
+from .layers import image_matrix
 from .scene import check_node
+from .volumes import array_of_image
 
 #: Codes that Slicer gives a segment of which nobody has said what it is: tissue, and mass of any kind.
 _UNSPECIFIC = frozenset({"85756007"})
@@ -27,14 +29,20 @@ class Drawn:
     """One segment and the structure it stands for.
 
     label: the model's own, or a new one whose id fits a model's card and whose value is free. how: it was recognized
-    by its segment "id", its "terminology" or its "name", or is "new". empty: nothing is drawn in it.
+    by its segment "id", its "terminology" or its "name", or is "new". milliliters: of its voxels on their own lattice;
+    None where it is a surface and has no voxels yet.
     """
 
     segment_id: str
     segment_name: str
     label: Label
     how: str
-    empty: bool = False
+    milliliters: float | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is drawn in it."""
+        return self.milliliters == 0
 
     @property
     def is_new(self) -> bool:
@@ -67,6 +75,7 @@ def drawn_structures(segmentation_node, legend: Sequence[Label]) -> list[Drawn]:
                 taken.add(found[0].id)
     values = iter(sorted(set(range(1, _LAST_VALUE + 1)) - {label.value for label in legend}))
     forbidden = {label.id for label in legend}
+    volumes = segment_volumes(segmentation)
     result = []
     for id_ in ids:
         if id_ in known:
@@ -77,8 +86,36 @@ def drawn_structures(segmentation_node, legend: Sequence[Label]) -> list[Drawn]:
                 continue
             label, how = _new_label(segmentation.GetSegment(id_), terms[id_], value, forbidden), "new"
             forbidden.add(label.id)
-        result.append(Drawn(id_, names[id_], label, how, segment_is_empty(segmentation, id_)))
+        result.append(Drawn(id_, names[id_], label, how, volumes.get(id_)))
     return result
+
+
+def segment_volumes(segmentation) -> dict[str, float]:
+    """Milliliters of every segment of a vtkSegmentation that has voxels, by id; each shared image is counted once."""
+    name = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    volumes: dict[str, float] = {}
+    if not segmentation.GetNumberOfSegments() or not segmentation.ContainsRepresentation(name):
+        return volumes
+    for layer in range(segmentation.GetNumberOfLayers(name)):
+        ids = segmentation.GetSegmentIDsForLayer(layer, name)
+        image = segmentation.GetLayerDataObject(layer, name)
+        if image is None or image.GetNumberOfPoints() == 0:
+            volumes.update(dict.fromkeys(ids, 0.0))
+            continue
+        array = array_of_image(image)
+        voxel_ml = abs(np.linalg.det(image_matrix(image)[:3, :3])) / 1000
+        if array.dtype.kind in "iu" and 0 <= array.min() and array.max() < 1 << 16:
+            total = np.zeros(1 << 16, np.int64)
+            for part in array.transpose(2, 0, 1):           # a layer lies together in memory
+                found = np.bincount(part.ravel(order="K"))
+                total[:len(found)] += found
+            counts = dict(enumerate(total.tolist()))
+        else:
+            values, numbers = np.unique(array, return_counts=True)
+            counts = dict(zip(values.tolist(), numbers.tolist()))
+        for id_ in ids:
+            volumes[id_] = counts.get(segmentation.GetSegment(id_).GetLabelValue(), 0) * voxel_ml
+    return volumes
 
 
 def _new_label(segment, terminology: dict | None, value: int, taken: set[str]) -> Label:

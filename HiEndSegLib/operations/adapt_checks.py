@@ -40,10 +40,17 @@ def look_at_labels(labels: np.ndarray, answer: np.ndarray | None, legend: Sequen
     lattice (values of the card), or None where it is not known yet. spacing: mm. structures: ids that are to be
     taught; an id that is not in the legend counts as empty.
     """
+    if answer is None:
+        return look_at_counts(value_counts(labels), None, legend, card, spacing, structures)
+    together = pair_counts(labels, answer)
+    return look_at_counts(together.sum(axis=1), together, legend, card, spacing, structures)
+
+
+def look_at_counts(counts: np.ndarray, together: np.ndarray | None, legend: Sequence[Label], card: ModelCard,
+                   spacing: Sequence[float], structures: Sequence[str]) -> list[Finding]:
+    """As `look_at_labels`, of voxels counted before: counts (256,) of the labels, together of `pair_counts`."""
     drawn = {label.id: label for label in legend}
     known = {label.id: label for label in card.labels}
-    counts = np.bincount(labels.ravel(), minlength=256)
-    together = _pair_counts(labels, answer) if answer is not None else None
     voxel_ml = math.prod(float(s) for s in spacing) / 1000
     tiny_ml = TINY_VOXELS * math.prod(card.spacing) / 1000
     findings: list[Finding] = []
@@ -112,11 +119,34 @@ def _swapped(together, counts, drawn, known, structures) -> list[Finding]:
     return findings
 
 
-def _pair_counts(labels: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """(256, 256): how many voxels have this label and that answer."""
+def value_counts(labels: np.ndarray) -> np.ndarray:
+    """(256,): how many voxels have each value, layer by layer, without another full-size array."""
+    counts = np.zeros(256, dtype=np.int64)
+    for layer in _layers(labels):
+        counts += np.bincount(layer[layer != 0], minlength=256)
+    counts[0] = labels.size - counts.sum()
+    return counts
+
+
+def pair_counts(labels: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """(256, 256): how many voxels have this label and that answer. Fast where the two are mostly the same."""
     if labels.shape != answer.shape:
         raise ValueError(f"labels {labels.shape} and answer {answer.shape} must lie on one lattice")
     counts = np.zeros(65536, dtype=np.int64)
-    for one, other in zip(labels.transpose(2, 0, 1), answer.transpose(2, 0, 1)):      # layer by layer: little memory
-        counts += np.bincount((one.astype(np.int32) * 256 + other).ravel(), minlength=65536)
-    return counts.reshape(256, 256)
+    axis = _slowest(labels)
+    for one, other in zip(_layers(labels, axis), _layers(answer, axis)):
+        differs = one != other
+        if differs.any():
+            counts += np.bincount(one[differs].astype(np.uint16) * np.uint16(256) + other[differs], minlength=65536)
+    counts = counts.reshape(256, 256)
+    counts[np.diag_indices(256)] = value_counts(labels) - counts.sum(axis=1)
+    return counts
+
+
+def _layers(array: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """The array with its slowest axis first, so that a layer lies together in memory."""
+    return np.moveaxis(array, _slowest(array) if axis is None else axis, 0)
+
+
+def _slowest(array: np.ndarray) -> int:
+    return int(np.argmax(np.abs(array.strides)))

@@ -42,13 +42,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Compared:
-    """One structure that was drawn. dice, changed_ml: as in `TeachRow`. drawn_ml: all of it. differs: was corrected."""
+    """One structure that was drawn. dice, changed_ml: as in `TeachRow`. differs: it was corrected.
+
+    drawn_ml: all of it; None where it is a surface, without voxels yet.
+    """
 
     label: Label
     is_new: bool
     segment_name: str
     how: str
-    drawn_ml: float
+    drawn_ml: float | None
     dice: float | None = None
     changed_ml: float | None = None
     differs: bool = False
@@ -91,9 +94,13 @@ def drawn_in(scene: Any, segmentation_id: str, legend: Sequence[Label], all_new:
 def compare(scene: Any, volume_id: str, segmentation_id: str, card: ModelCard | None, dictionary: Sequence[Label],
             answer: Answer | None) -> Comparison:
     """Every drawn structure against the answer (None: an encoder has none)."""
-    from ..bridge.corrections import differences, read_correction
+    import numpy as np
+
+    from ..bridge.corrections import read_correction
+    from ..bridge.volumes import volume_view
 
     volume = _node(scene, volume_id, _volume_gone())
+    view = volume_view(volume)
     segmentation = _node(scene, segmentation_id, _segmentation_gone())
     legend = known_labels(card, dictionary)
     drawn = drawn_in(scene, segmentation_id, legend, all_new=card is None)
@@ -102,35 +109,31 @@ def compare(scene: Any, volume_id: str, segmentation_id: str, card: ModelCard | 
                            "here.").format(name=segmentation.GetName()))
     own = [one for one in drawn if not one.is_new]
     structures: dict[str, Compared] = {}
-    messages: list[str] = []
+    messages: tuple[str, ...] = ()
     if own:
-        model = None if answer is None else answer.labels
-        correction = read_correction(segmentation, volume, legend, model=model, drawn=own)
-        messages += [message for message in correction.messages if "left out" not in message]
-        voxel_ml = correction.labels.voxel_ml
-        counts = _counts(correction.labels.array)
-        before = _counts(model.array) if model is not None else None
-        edits = differences(correction, model, correction.legend).edits if model is not None else {}
-        doubts = look(correction, model, card, correction.labels.spacing,
-                      [one.label.id for one in own if not one.empty])
+        correction = read_correction(segmentation, volume, legend, model=None if answer is None else answer.labels,
+                                     drawn=own)
+        messages = _told(correction)
+        counts, together = _count(correction, None if answer is None else answer.labels)
+        labels = correction.labels
+        doubts = _doubts(counts, together, correction.legend, card, labels.spacing,
+                         [one.label.id for one in own if not one.empty])
         for one in own:
-            sentence = " ".join(finding.sentence for finding in doubts
-                                if one.label.id in finding.ids and finding.kind in ("tiny", "no-overlap", "swapped"))
             structures[one.segment_id] = replace(
-                _compared(one, counts, before, edits.get(one.label.id), voxel_ml,
-                          one.label.id in correction.resampled), sentence=sentence)
+                _compared(one, counts, together, labels.voxel_ml, one.label.id in correction.resampled),
+                sentence=_about(one, doubts, ("tiny", "no-overlap", "swapped")))
+    voxel_ml = view.voxel_ml
     for one in drawn:
         if one.is_new:
-            alone = read_correction(segmentation, volume, legend, drawn=[one])
-            ml = float(_counts(alone.labels.array)[one.label.value]) * alone.labels.voxel_ml
-            doubts = [] if one.empty else look(alone, None, card, alone.labels.spacing, [one.label.id])
-            structures[one.segment_id] = Compared(
-                one.label, True, one.segment_name, one.how, ml,
-                sentence=" ".join(finding.sentence for finding in doubts if finding.kind == "tiny"))
-            messages += [message for message in alone.messages if "resampled" in message]
+            counts = np.zeros(256, np.int64)
+            counts[one.label.value] = round((one.milliliters or 0) / voxel_ml)
+            doubts = () if not one.milliliters else _doubts(counts, None, [one.label], card, view.spacing,
+                                                            [one.label.id])
+            structures[one.segment_id] = Compared(one.label, True, one.segment_name, one.how, one.milliliters,
+                                                  sentence=_about(one, doubts, ("tiny",)))
     there = {one.label.id for one in drawn}
     names = tuple(label.name for label in (card.labels if card is not None else ()) if label.id not in there)
-    return Comparison(tuple(structures[one.segment_id] for one in drawn), names, tuple(dict.fromkeys(messages)))
+    return Comparison(tuple(structures[one.segment_id] for one in drawn), names, messages)
 
 
 def read_case(scene: Any, volume_id: str, segmentation_id: str, card: ModelCard | None, dictionary: Sequence[Label],
@@ -154,19 +157,38 @@ def read_case(scene: Any, volume_id: str, segmentation_id: str, card: ModelCard 
     model = answer.labels if answer is not None and card is not None else None
     correction = read_correction(segmentation, volume, legend, model=model, drawn=wanted)
     image = volume_from_node(volume)
-    findings = look(correction, model, card, image.spacing, list(taught))
-    return Case(image, correction.labels, correction.legend,
-                tuple(message for message in correction.messages if "left out" not in message), findings)
+    counts, together = _count(correction, model)
+    findings = _doubts(counts, together, correction.legend, card, image.spacing, list(taught))
+    return Case(image, correction.labels, correction.legend, _told(correction), findings)
 
 
-def look(correction: Any, model: Volume | None, card: ModelCard | None, spacing: Sequence[float],
-         structures: Sequence[str]) -> tuple:
-    """`operations.adapt_checks` on a label map that was read."""
-    from ..operations.adapt_checks import look_at_labels
+def _count(correction: Any, model: Volume | None) -> tuple:
+    """(voxels of each value, voxels of each pair of values or None), as `operations.adapt_checks` counts them."""
+    from ..operations.adapt_checks import pair_counts, value_counts
 
-    wants = card if card is not None else _Nothing()
-    return tuple(look_at_labels(correction.labels.array, None if model is None else model.array, correction.legend,
-                                wants, spacing, list(structures)))
+    if model is None:
+        return value_counts(correction.labels.array), None
+    together = pair_counts(correction.labels.array, model.array)
+    return together.sum(axis=1), together
+
+
+def _doubts(counts: Any, together: Any, legend: Sequence[Label], card: ModelCard | None, spacing: Sequence[float],
+            structures: Sequence[str]) -> tuple:
+    """`operations.adapt_checks` on voxels that were counted."""
+    from ..operations.adapt_checks import look_at_counts
+
+    return tuple(look_at_counts(counts, together, legend, card if card is not None else _Nothing(), spacing,
+                                list(structures)))
+
+
+def _about(one: Any, findings: Sequence[Any], kinds: Collection[str]) -> str:
+    return " ".join(finding.sentence for finding in findings
+                    if one.label.id in finding.ids and finding.kind in kinds)
+
+
+def _told(correction: Any) -> tuple[str, ...]:
+    """What was decided in reading; new structures that are not taught are left out on purpose."""
+    return tuple(message for message in correction.messages if "left out" not in message)
 
 
 class _Nothing:
@@ -176,27 +198,18 @@ class _Nothing:
     spacing = (1.5, 1.5, 1.5)
 
 
-def _compared(one: Any, counts: Any, before: Any, edit: Any, voxel_ml: float, resampled: bool) -> Compared:
-    voxels = int(counts[one.label.value])
+def _compared(one: Any, counts: Any, together: Any, voxel_ml: float, resampled: bool) -> Compared:
+    value = one.label.value
+    voxels = int(counts[value])
     result = Compared(one.label, False, one.segment_name, one.how, voxels * voxel_ml)
-    if before is None:
+    if together is None:
         return result
-    was = int(before[one.label.value])
-    added, removed = (edit.added, edit.removed) if edit is not None else (0, 0)
-    dice = 2 * (was - removed) / (was + voxels) if was + voxels else None
-    changed = (added + removed) * voxel_ml
+    was, both = int(together[:, value].sum()), int(together[value, value])
+    dice = 2 * both / (was + voxels) if was + voxels else None
+    changed = (was + voxels - 2 * both) * voxel_ml
     differs = dice is not None and (dice < _RESAMPLED_DICE if resampled else changed >= _CHANGED_ML
                                     or dice < _SAME_DICE)
     return replace(result, dice=dice, changed_ml=changed, differs=differs)
-
-
-def _counts(array: Any) -> Any:
-    """Voxels per value of a uint8 array, without another full-size array of integers."""
-    import numpy as np
-
-    flat = array.ravel(order="K")
-    return sum((np.bincount(flat[start:start + (1 << 24)], minlength=256) for start in range(0, flat.size, 1 << 24)),
-               np.zeros(256, np.int64))
 
 
 def _node(scene: Any, node_id: str, sentence: str) -> Any:

@@ -70,7 +70,7 @@ class Rows:
 
 def _worth_teaching(one: Compared, comparison: Comparison) -> bool:
     """Corrected structures are checked; new ones wait for the person, unless there is nothing else (an encoder)."""
-    if one.drawn_ml <= 0:
+    if one.drawn_ml == 0:
         return False
     if one.is_new:
         return all(other.is_new for other in comparison.structures) and not comparison.untouched
@@ -81,8 +81,10 @@ def _sentence(one: Compared) -> str:
     read_as = ""
     if one.how in ("terminology", "name") and one.segment_name.casefold() != one.label.name.casefold():
         read_as = _('The segment "{segment}" is read as this.').format(segment=one.segment_name)
-    if one.drawn_ml <= 0:
+    if one.drawn_ml == 0:
         what = _("Nothing is drawn, so nothing can be learned.")
+    elif one.drawn_ml is None:
+        what = _("New to this model.")
     elif one.is_new:
         what = _("New to this model; {volume} drawn.").format(volume=_milliliters(one.drawn_ml))
     elif one.dice is None or one.changed_ml is None:
