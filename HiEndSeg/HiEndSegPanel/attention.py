@@ -120,13 +120,17 @@ class AttentionSection:
         self._choose(self._shown.models, index, self.presenter.set_model)
 
     def onQuery(self, index=-1):
+        if self._writing:
+            return
         self._choose(self._shown.queries, index, self.presenter.set_query)
-        self._rewrite()
+        self._rewrite()                 # a choice that is not possible now is not taken
 
     def onStructure(self, index=-1):
         self._choose(self._shown.structures, index, self.presenter.set_structure)
 
     def onKind(self, index=-1):
+        if self._writing:
+            return
         self._choose(self._shown.kinds, index, self.presenter.set_kind)
         self._rewrite()
 

@@ -42,15 +42,17 @@ class Foreground:
             self.hide()
         self._ours, self._opacity = node.GetID(), opacity
         count = 0
-        for view in composites(self._scene):
-            if view.GetBackgroundVolumeID() != background.GetID() or view.GetLayoutName() in self._skip:
-                continue
+        for view in self._of(background):
             count += 1
             if view.GetID() not in self._before:
                 self._before[view.GetID()] = _Before(view.GetForegroundVolumeID(), view.GetForegroundOpacity(),
                                                      view.GetCompositing())
                 _set(view, self._ours, opacity, view.Alpha)
         return count
+
+    def misses(self, background) -> bool:
+        """Whether a view that has `background` came since `show`."""
+        return background is not None and any(view.GetID() not in self._before for view in self._of(background))
 
     def set_opacity(self, opacity: float) -> None:
         """0 to 1, in the views where ours is still in front."""
@@ -69,9 +71,17 @@ class Foreground:
             _set(view, before.volume_id if there else None, before.opacity, before.compositing)
         self._before, self._ours = {}, None
 
+    def forget_view(self, view_id: str) -> None:
+        """A view is gone; another one may get its id."""
+        self._before.pop(view_id, None)
+
     def forget(self) -> None:
         """The scene was emptied: there is nothing to put back any more."""
         self._before, self._ours = {}, None
+
+    def _of(self, background) -> list:
+        return [view for view in composites(self._scene) if view.GetBackgroundVolumeID() == background.GetID()
+                and view.GetLayoutName() not in self._skip]
 
     def _views(self) -> list:
         return [view for view in composites(self._scene) if view.GetID() in self._before]

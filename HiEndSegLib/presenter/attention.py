@@ -66,7 +66,7 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
         self.other_layer: int | None = None
         self.structure: str | None = None
         self.object_query: int | None = None
-        self.opacity, self.threshold, self.smooth = 0.6, 0.2, True
+        self.opacity, self.threshold, self.smooth = 0.5, 0.4, True
         self.changed = Signal()
         if segment is not None:
             segment.changed.connect(self._segment_changed)
@@ -106,7 +106,7 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
         with self._change():
             self._away = False
             self.refresh()
-            self._show_again()
+            self.show_again()
 
     def leave(self) -> None:
         """The section is not on screen any more: views are given back until it is entered again."""
@@ -132,6 +132,8 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
         answers = self._line.tick()
         extras = self._extras.tick()
         moved = self._open and not self._away and self._pictures_are_old()
+        if self._open and not self._away and self._stage.new_views(self._volume_id):
+            self.show_again()
         if answers or extras or moved or said != (self._line.busy, self._line.fraction, self._line.message) or \
                 self._state.placing != self._stage.point.placing:
             with self._change():
@@ -150,7 +152,7 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
 
     def scene_saved(self) -> None:
         with self._change():
-            self._show_again()
+            self.show_again()
 
     def scene_closing(self) -> None:
         """The scene is about to lose all nodes: views are as before first, so that nothing of ours outlives it."""
@@ -168,6 +170,7 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
         """A node is about to be or was removed. Call it for every node; most do not matter here."""
         mine = (self._volume_id, *self._stage.ids, self._extras.saved_id, self._extras.uncertainty_id)
         if node_id not in mine and node_id != self._segmentation_id():
+            self._stage.removed(node_id)
             return
         with self._change():
             if node_id == self._volume_id:
@@ -213,8 +216,8 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
         except HiEndSegError as error:
             self._fail(str(error))
 
-    def _show_again(self) -> None:
-        """After views were given back for a while."""
+    def show_again(self) -> None:
+        """In all views: after they were given back for a while, or when some came."""
         if self._open and not self._away:
             self._stage.point.show(self.query != "structure")
             self._draw()

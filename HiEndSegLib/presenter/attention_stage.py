@@ -121,6 +121,10 @@ class Stage:
         self._recolor_cloud(node, top, floor)
         return self.front(volume_id, node.GetID(), opacity, legend)
 
+    def new_views(self, volume_id: str | None) -> bool:
+        """Whether a view of the volume came since the map was put into them."""
+        return self._front.shown and self._front.misses(self._node(volume_id))
+
     def show_other(self, volume_id: str, heat: Any, *, top: float, floor: float, smooth: bool) -> None:
         """The map that is compared with; it is in no view but that of a pair."""
         self._fill("other_id", self._volume(volume_id), heat, _("Attention, compared with"), top, floor, smooth)
@@ -249,7 +253,8 @@ class Stage:
         self.heat_id = self.other_id = self._surface_of = None
 
     def removed(self, node_id: str) -> bool:
-        """One of ours is gone, by somebody else's doing; whether that was a map."""
+        """A node is gone, by somebody else's doing; whether that was one of our maps."""
+        self._front.forget_view(node_id)
         if node_id == self.point.node_id:
             self.point.stop_placing()
             self.point.forget()

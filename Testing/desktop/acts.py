@@ -259,6 +259,70 @@ def under_transform(desk, volume, transform, name, answer=None):
     return array
 
 
+def adapt(desk, volume, name="adapt", structure="spleen", steps=6, overlay=True):
+    """A corrected case teaches the model one structure that it knows and one that it does not, in a few steps; the
+    version is kept, looked at, used, given up and deleted.
+
+    steps: None for as many as the panel would take. Returns the state after the lesson.
+    """
+    import qt
+
+    ui, presenter = desk.ui, desk.panel.sections.adapt
+    desk.choose(volume)
+    node = desk.run()
+    assert node is not None, desk.state.detail
+    new = correct(desk, volume, node, structure)
+    ui.segmentSection.collapsed, ui.adaptSection.collapsed = True, False
+    ui.adaptCompareButton.click()
+    assert desk.until(lambda: not presenter.state.busy), presenter.state.headline
+    rows = {row.id: row for row in presenter.state.rows}
+    assert rows[structure].checked and rows[structure].dice < 0.9, rows[structure]
+    strange = [row.id for row in rows.values() if row.is_new]
+    assert len(strange) == 1 and not rows[strange[0]].checked
+    ui.adaptList.topLevelItem(list(rows).index(strange[0])).setCheckState(0, qt.Qt.Checked)
+    assert next(row for row in presenter.state.rows if row.is_new).checked
+    assert desk.until(lambda: presenter.state.speeds[0].fits is not None, 60), presenter.state.plan_sentence
+    desk.picture(f"{name}-ready", volume, node)
+    engine, parent = presenter._engine, desk.state.model_id
+    if steps is not None:
+        submit = engine.submit_adapt
+        engine.submit_adapt = lambda *case, **how: submit(*case, **{**how, "steps": steps})
+    try:
+        ui.adaptButton.click()
+        assert desk.until(lambda: presenter.state.curve or not presenter.state.busy), presenter.state.headline
+        assert presenter.state.busy, presenter.state.detail
+        desk.picture(f"{name}-running", volume, node)
+        assert desk.until(lambda: not presenter.state.busy), presenter.state.headline
+    finally:
+        engine.__dict__.pop("submit_adapt", None)
+    after = presenter.state
+    assert after.phase == "done", after.detail
+    taught = next(row for row in after.table if row.id == structure)
+    assert taught.taught and taught.dice_before is not None and taught.dice_after is not None
+    if after.can_keep:
+        ui.adaptKeepButton.click()
+        assert desk.until(lambda: not presenter.state.busy), presenter.state.headline
+    key = presenter.state.result_key
+    assert key is not None and key in [row.id for row in desk.state.models], presenter.state.headline
+    desk.picture(f"{name}-done", volume, node)
+    if overlay:
+        ui.adaptOverlayBox.click()
+        assert desk.until(lambda: len(presenter.state.overlay_ids) == 2), presenter.state.overlay_sentence
+        node.GetDisplayNode().SetVisibility(False)
+        desk.picture(f"{name}-before-after", volume, node)
+        node.GetDisplayNode().SetVisibility(True)
+        ui.adaptOverlayBox.click()
+        assert presenter.state.overlay_ids == ()
+    ui.adaptUseButton.click()
+    assert desk.state.model_id == key and ui.adaptRevertButton.visible
+    ui.adaptRevertButton.click()
+    assert desk.state.model_id == parent
+    desk.press(ui.adaptQuestionBox, "Delete it")
+    assert key not in [row.id for row in desk.state.models] and node.GetSegmentation().GetSegment(new) is not None
+    ui.adaptSection.collapsed, ui.segmentSection.collapsed = True, False
+    return after
+
+
 def broken_checksum(desk, volume, folder, name="broken-checksum"):
     """A model whose weights are not those of its card is refused in words, and Verify says the same.
 
@@ -289,3 +353,56 @@ def broken_checksum(desk, volume, folder, name="broken-checksum"):
     shutil.rmtree(model)
     desk.segment.refresh()
     desk.segment.set_model("torso-ct-tiny")
+
+
+def attend(desk, volume, name="attention"):
+    """Look into the model: a point in the slice, dragged, another block, compared, kept; views as before at the end."""
+    looking = desk.panel.sections.attention
+    desk.ui.attentionSection.collapsed = False
+    desk.choose(volume)
+
+    def settle():
+        assert desk.until(lambda: not looking.state.busy and looking.state.phase != "starting"), looking.state.headline
+        assert looking.state.phase == "shown", looking.state.headline
+        return looking.state
+
+    kinds = ("vtkMRMLVolumeNode", "vtkMRMLColorLegendDisplayNode", "vtkMRMLSegmentationNode")
+    before = [desk.count(kind) for kind in kinds]
+    desk.ui.attentionButton.click()
+    state = settle()
+    assert state.meaning and "%" in state.headline and len(state.layers) == 12
+    start, tooks = state.point, []
+    for step in range(1, 6):
+        began = time.monotonic()
+        desk.node(state.point_id).SetNthControlPointPositionWorld(0, start[0] + 4.0 * step, *start[1:])
+        state = settle()
+        tooks.append(time.monotonic() - began)
+    assert abs(state.point[0] - start[0] - 20) < 0.01
+    desk.ui.attentionLayerSlider.setValue(8)
+    settle()
+    heat = desk.node(looking.state.heat_id)
+    share = heat.GetImageData().GetScalarRange()[1]
+    assert share > 1.5 and heat.GetTransformNodeID() == volume.GetTransformNodeID()
+    desk.picture(name, volume)
+    desk.ui.attentionCompareBox.collapsed = False
+    desk.ui.attentionCompareKindBox.setCurrentIndex(1)
+    desk.ui.attentionOtherLayerSlider.setValue(2)
+    settle()
+    assert "in common" in desk.ui.attentionCompareSentence.text
+    desk.ui.attentionMoreBox.collapsed = False
+    desk.ui.attentionHeadsBox.setChecked(True)
+    desk.ui.attentionRankButton.click()
+    settle()
+    assert looking.state.rank_picture and looking.state.heads_picture
+    desk.ui.attentionInspectButton.click()
+    settle()
+    assert looking.state.inspect, looking.state.inspect_sentence
+    desk.picture(f"{name}-more", volume)
+    desk.ui.attentionCompareBox.collapsed = desk.ui.attentionMoreBox.collapsed = True
+    desk.ui.attentionHeadsBox.setChecked(False)
+    desk.ui.attentionCompareKindBox.setCurrentIndex(0)
+    desk.ui.attentionButton.click()
+    assert looking.state.phase == "off"
+    assert [desk.count(kind) for kind in kinds] == before, "something of the map was left"
+    desk.ui.attentionSection.collapsed = True
+    return sorted(tooks)[len(tooks) // 2]

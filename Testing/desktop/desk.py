@@ -132,7 +132,9 @@ class Desk:
         self.pictures.mkdir(parents=True, exist_ok=True)
         from slices import beside
 
-        beside(shot, volume, segmentation).save(str(self.pictures / f"{name}.png"))
+        sections = None if self.panel is None else self.panel.sections
+        shown = None if sections is None else sections.attention.show_again
+        beside(shot, volume, segmentation, shown).save(str(self.pictures / f"{name}.png"))
 
 
 def hidden_failures():

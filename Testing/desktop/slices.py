@@ -11,12 +11,15 @@ SIZE = 420
 _AXES = {"Axial": (0, 1), "Coronal": (0, 2)}
 
 
-def beside(panel, volume, segmentation):
-    """A pixmap: the panel's picture, and an axial and a coronal slice of the volume with the segmentation."""
+def beside(panel, volume, segmentation, shown=None):
+    """A pixmap: the panel's picture, and an axial and a coronal slice of the volume with the segmentation.
+
+    shown: function that is called when the view shows the volume, for what puts more into views.
+    """
     if volume is None:
         return panel
     with SliceView(volume.GetScene()) as view:
-        pictures = [view.draw(volume, segmentation, orientation) for orientation in _AXES]
+        pictures = [view.draw(volume, segmentation, orientation, shown) for orientation in _AXES]
     whole = QtGui.QPixmap(panel.width() + SIZE, max(panel.height(), SIZE * len(pictures)))
     whole.fill(QtGui.QColor(0, 0, 0))
     painter = QtGui.QPainter(whole)
@@ -76,7 +79,7 @@ class SliceView:
             if node is not None:
                 self._scene.RemoveNode(node)
 
-    def draw(self, volume, segmentation, orientation):
+    def draw(self, volume, segmentation, orientation, shown=None):
         """A QImage of the slice through the middle of the segmentation, or of the volume where nothing is segmented."""
         bounds, found = [0.0] * 6, [1.0, 0.0] * 3
         volume.GetRASBounds(bounds)
@@ -102,6 +105,8 @@ class SliceView:
             display.AutoWindowLevelOff()
             display.SetWindowLevel(400, 40)
         self._logic.GetSliceCompositeNode().SetBackgroundVolumeID(volume.GetID())
+        if shown is not None:
+            shown()
         self._mapper.SetInputConnection(self._logic.GetImageDataConnection())     # another one once there is a volume
         self._window.Render()           # first the volume alone: a segmentation that was drawn before it lies below it
         if self._group is None:
