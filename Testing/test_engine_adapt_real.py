@@ -1,0 +1,176 @@
+"""Adapting through the engine with the real operations and a tiny network: a version at the end, or nothing at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+from cli_helpers import files_in, write_real_model
+from engine_helpers import leftovers, until
+
+from HiEndSegLib.engine.client import EngineClient
+from HiEndSegLib.engine.local import LocalEngine
+from HiEndSegLib.errors import EngineError, ModelError, OptionError, OutOfMemoryError
+from HiEndSegLib.geometry.labels import Label
+from HiEndSegLib.geometry.volume import Volume
+from HiEndSegLib.models.registry import USER_FOLDER_VARIABLE, Registry
+
+LIVER, CORE = Label(1, "liver", "Liver", (221, 130, 101)), Label(7, "core", "Core", (9, 8, 7))
+SETTINGS = {"model": "tiny", "device": "cpu", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The user's model folder with a tiny model that calls every voxel of a body liver."""
+    folder = tmp_path_factory.mktemp("models")
+    write_real_model(folder / "tiny@1.0.0")
+    patch = pytest.MonkeyPatch()
+    patch.setenv(USER_FOLDER_VARIABLE, str(folder))
+    patch.setenv("OMP_NUM_THREADS", "1")
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def client(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("private")
+    with EngineClient(temporary=folder) as client:
+        yield client
+    assert not leftovers(folder)
+
+
+def case(edge=32):
+    """A warm ball with a dense core, 3 mm, and a drawing of the core on a lattice of half the spacing."""
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, edge)] * 3, indexing="ij"))
+    radius = np.sqrt((grid ** 2).sum(0))
+    noise = np.random.default_rng(0).normal(0, 10, radius.shape)
+    array = (np.where(radius < 0.5, 220, np.where(radius < 0.9, 0, -1000)) + noise).astype(np.int16)
+    fine = np.repeat(np.repeat(np.repeat(radius < 0.5, 2, 0), 2, 1), 2, 2).astype(np.uint8) * CORE.value
+    matrix = np.diag([1.5, 1.5, 1.5, 1.0])
+    matrix[:3, 3] = -0.75
+    return (Volume(array, np.diag([3.0, 3.0, 3.0, 1.0]), "Anna^Maria", {"modality": "CT"}),
+            Volume(fine, matrix, "Anna^Maria drawn"))
+
+
+def submit(engine, *, name="Core", structures=("core",), **settings):
+    volume, labels = case()
+    return engine.submit_adapt(volume, labels, [LIVER, CORE], name=name, structures=list(structures),
+                               **{**SETTINGS, **settings})
+
+
+def without_times(report):
+    return {key: value for key, value in report.items() if "seconds" not in key and "peak" not in key}
+
+
+def test_a_version_comes_out_and_its_parent_stays_as_it_was(client, models):
+    before = {name: (models / "tiny@1.0.0" / name).read_bytes() for name in files_in(models / "tiny@1.0.0")}
+    job = submit(client, steps=8, seed=5, keep_if_worse=True, keep_teaching=True)
+    result = job.result(120)
+    assert result.key == "core@1.0.0" and result.report["steps"] <= 8 and result.unsaved is None
+    assert {record["kind"] for record in job.records} == {"step", "score"}
+    assert any("other" in text and "lattice" in text for text in result.messages), result.messages
+    assert [row["id"] for row in result.report["taught"]] == ["core"] and result.report["taught"][0]["new"]
+    registry = Registry()
+    card = registry.get(result.key)
+    assert card.title == "Core" and registry.parent_of(card).key == "tiny@1.0.0"
+    assert [label.id for label in card.labels] == ["liver", "kidney_left", "core"]
+    assert "Anna" not in (card.folder / "card.json").read_text() and (card.folder / "teaching.npz").is_file()
+    assert {name: (models / "tiny@1.0.0" / name).read_bytes() for name in before} == before
+    volume, _ = case()
+    legend = client.segment(volume, model=result.key, device="cpu").legend
+    assert [label.id for label in legend] == ["liver", "kidney_left", "core"]
+    assert client.segment(volume, model="tiny", device="cpu").legend[-1].id == "kidney_left"
+    with LocalEngine() as local:
+        here = submit(local, steps=8, seed=5, name="Here").result(120)
+    assert without_times(here.report) == without_times(result.report), "the same seed gives the same scores"
+    assert not any("Anna" in line for line in job.log)
+
+
+def test_a_version_is_taught_again_with_its_earlier_case(client):
+    """Follows the test above."""
+    volume, labels = case()
+    other = Volume(volume.array[:, ::-1], volume.ijk_to_ras, "B", volume.meta)
+    drawn = labels.with_array(labels.array[:, ::-1])
+    result = client.adapt(other, drawn, [LIVER, CORE], name="Core again", structures=["core"], steps=2,
+                          keep_if_worse=True, **{**SETTINGS, "model": "core"})
+    assert result.report["teaching_cases"] == 1 and Registry().get(result.key).is_version
+
+
+def test_what_did_not_get_better_is_kept_only_when_asked(client, models):
+    before = files_in(models)
+    result = submit(client, name="Worse", steps=1).result(120)
+    assert result.key is None and not result.report["better"] and files_in(models) == before
+    assert "Nothing got better" in result.report["sentence"]
+    with pytest.raises(EngineError, match="no longer in memory"):
+        client.submit_keep("something else").result(60)
+    kept = client.submit_keep(result.unsaved).result(60)
+    assert kept.key == "worse@1.0.0" and Registry().get("worse").title == "Worse"
+    assert kept.report == result.report
+    with pytest.raises(EngineError, match="no longer in memory"):
+        client.submit_keep(result.unsaved).result(60)
+
+
+def learning(client, **settings):
+    """A job that learns and would go on for ever."""
+    job = submit(client, **{"name": "Endless", "steps": 10 ** 6, **settings})
+    until(lambda: job.records or job.done, job)
+    assert not job.done, job.error
+    return job
+
+
+def test_finishing_early_gives_what_there_is(client):
+    job = learning(client, keep_if_worse=True, name="Early")
+    job.finish()
+    result = job.result(60)
+    assert result.report["stopped"] == "asked" and 0 < result.report["steps"] < 10 ** 6
+    assert Registry().get(result.key).title == "Early"
+
+
+def test_cancelling_while_it_learns_takes_a_second_and_leaves_nothing(client, models):
+    before = files_in(models)
+    job = learning(client)
+    began = time.monotonic()
+    job.cancel()
+    until(lambda: job.done, job)
+    assert job.state == "cancelled" and time.monotonic() - began < 2.0, "one second, and a busy machine"
+    assert files_in(models) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_worker_that_is_killed_while_it_learns_leaves_nothing(client, models):
+    before = files_in(models)
+    job = learning(client)
+    os.kill(client.worker_pid, signal.SIGKILL)
+    until(lambda: job.done, job)
+    assert type(job.error) is EngineError and files_in(models) == before
+    assert client.doctor()["models"], "the next job has a new worker"
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_done(client):
+    job = submit(client, name="Big", memory_limit=30_000_000)
+    with pytest.raises(OutOfMemoryError, match=r"needs about 0\.\d GB of main memory and 30 MB are free"):
+        job.result(60)
+    assert not job.records
+
+
+def test_what_can_be_refused_early_is(client):
+    with pytest.raises(ModelError, match="'tiny test model 2' is free|Tiny test model 2"):
+        submit(client, name="Tiny test model").result(60)
+    with pytest.raises(OptionError, match="no structure 'spleen'"):
+        submit(client, name="x", structures=["spleen"]).result(60)
+    with pytest.raises(OptionError, match="no speed 'fast'"):
+        submit(client, name="x", speed="fast").result(60)
+
+
+def test_plans_of_both_speeds(client):
+    volume, _ = case()
+    plans = client.submit_plan_adapt(volume, model="tiny", structures=["core"], device="cpu").result(60)
+    assert plans["auto"] == "quick" and plans["quick"].fits and plans["full"].fits
+    assert plans["quick"].speed == "quick" and plans["quick"].sentence.startswith("Quick: about ")
+    assert 0 < plans["quick"].minutes < plans["full"].minutes * 10 and plans["quick"].bytes_host > 1e8
+    one = client.submit_plan_adapt(volume, model="tiny", speed="full", device="cpu").result(60)
+    assert set(one) == {"full", "auto"}
