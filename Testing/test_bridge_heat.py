@@ -9,6 +9,7 @@ from bridge_scene import LATTICES, SHAPE, affine, grid_transform, linear_transfo
 from vtkmodules.util import numpy_support
 
 
+from HiEndSegLib.bridge.cloud import drawn_by_a_card
 from HiEndSegLib.bridge.heat import (color_node, drop_heat, heat_color, heat_node, is_heat, keep_heat, show_legend,
                                      style_heat, update_heat)
 from HiEndSegLib.bridge.pairs import LEFT, RIGHT, SideBySide
@@ -400,6 +401,18 @@ def test_two_maps_side_by_side_and_the_old_layout_back(scene):
     pairs.hide()
     assert layout.GetViewArrangement() == layout.SlicerLayoutOneUpRedSliceView
     logic.SetMRMLScene(None)
+
+
+@pytest.mark.parametrize("renderer, wanted", [
+    ("llvmpipe (LLVM 15.0.6, 256 bits)", False), ("GDI Generic", False), ("Microsoft Basic Render Driver", False),
+    ("NVIDIA GeForce RTX 3060/PCIe/SSE2", True), ("Apple M2", True), ("Mesa Intel(R) UHD Graphics 620 (KBL GT2)", True)])
+def test_software_is_no_graphics_card(renderer, wanted):
+    class Window:
+        def ReportCapabilities(self):
+            return f"OpenGL vendor string:  some\nOpenGL renderer string:  {renderer}\nOpenGL version string:  4.5"
+
+    assert drawn_by_a_card(Window()) is wanted
+    assert not drawn_by_a_card(None)
 
 
 def test_a_volume_that_is_gone_takes_no_map(scene):

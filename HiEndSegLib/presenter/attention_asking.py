@@ -65,14 +65,18 @@ class AttentionAsking:
         layers = None if self.layer is None else [self.layer]
         if self.compare == "layer" and layers is not None and self.other_layer is not None:
             layers = list(dict.fromkeys([*layers, self.other_layer]))
-        self._ask_one(MAIN, self.card, layers)
+        asked = self._ask_one(MAIN, self.card, layers)
         if self.compare == "model" and self.other_card is not None:
-            self._ask_one(OTHER, self.other_card, layers)
+            asked |= self._ask_one(OTHER, self.other_card, layers)
         else:
             self._line.forget(OTHER)
             self._results.pop(OTHER, None)
+        if not asked and MAIN in self._results:
+            self._phase, self._error = "shown", ""
+            self._draw()
 
-    def _ask_one(self, slot: str, card: Any, layers: list[int] | None) -> None:
+    def _ask_one(self, slot: str, card: Any, layers: list[int] | None) -> bool:
+        """Whether it had to be asked: what the last answer holds is not asked again."""
         what: dict[str, Any] = {"layers": layers, "kind": self.kind, "heads": "mean" if self.kind == "rollout" else
                                 "all"}
         mask, target = None, None
@@ -86,14 +90,27 @@ class AttentionAsking:
         else:
             point = self._stage.point.position
             if point is None:
-                return                          # a click is awaited
+                return True                     # a click is awaited
             what["at"] = self._stage.in_volume(self._volume_id, point)
             target = ("point", *point)
             if self.query == "query":
                 what.update(query=self.object_query, kind="head")
                 target = (*target, self.object_query)
         name = (slot, target, what["kind"], tuple(layers or ()))
-        self._line.ask(Question(slot, "attend", card, card.key, self._voxels(card), name, what, mask))
+        question = Question(slot, "attend", card, card.key, self._voxels(card), name, what, mask)
+        if not self._line.asks(slot) and self._holds(question):
+            return False
+        self._line.ask(question)
+        return True
+
+    def _holds(self, question: Question) -> bool:
+        """Whether the answer that is shown answers this question too."""
+        former, result = self._results.get(question.slot, (None, None))
+        if former is None or (former.model, former.voxels, former.name[1:3]) != (
+                question.model, question.voxels, question.name[1:3]):
+            return False
+        have, wanted = {one.layer for one in result.maps}, question.what["layers"]
+        return wanted is None or have.issuperset(wanted)
 
     def _voxels(self, card: Any) -> Voxels:
         """The volume under a key that is another one as soon as it is changed or moved within its own space."""

@@ -22,6 +22,7 @@ class Extras:
         self.jobs: list[Any] = [] if jobs is None else jobs
         self.running: Any = None                # the uncertainty job whose answer is wanted
         self.running_for: tuple = ()            # volume id and model of it
+        self._said: Any = None                  # its progress, as shown
         for job in self.jobs:
             job.cancel()
         self.heads_wanted = self.side_by_side = False
@@ -68,10 +69,9 @@ class Extras:
         """Jobs that are over and whose answers are wanted; [None] where only progress moved."""
         moved = []
         for job in self.jobs:
-            before = job.progress
             job.poll()
-            if job is self.running and job.progress != before:
-                moved = [None]
+            if job is self.running and job.progress != self._said:
+                moved, self._said = [None], job.progress
         over = [job for job in self.jobs if job.done]
         self.jobs = [job for job in self.jobs if not job.done]
         return [job for job in over if job is self.running] or moved
