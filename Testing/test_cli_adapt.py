@@ -9,7 +9,7 @@ from dataclasses import replace
 import nibabel
 import numpy as np
 import pytest
-from cli_helpers import run, write_ct
+from cli_helpers import run, write_ct, write_real_model
 from tiny_models import LABELS, write_bytes_model
 
 from HiEndSegLib.cli import adapt
@@ -17,7 +17,8 @@ from HiEndSegLib.engine.adapting import AdaptResult
 from HiEndSegLib.errors import Cancelled, OptionError
 from HiEndSegLib.geometry.labels import Label
 from HiEndSegLib.geometry.reading import read_volume
-from HiEndSegLib.geometry.writing import write_labels
+from HiEndSegLib.geometry.writing import read_labels, write_labels
+from HiEndSegLib.models.registry import Registry
 
 LIVER, KIDNEY = (Label.from_dict(entry) for entry in LABELS)
 REPORT = {"sentence": "Liver rose by 11 points.", "worse": ["kidney_left"],
@@ -240,3 +241,31 @@ def test_a_request_to_terminate_cancels_at_once(capsys, engine, ct):
 
     engine.play = terminate
     asked(capsys, ct, drawn(ct, (1,)), "--name", "x", "--structures", "liver", code=130)
+
+
+# ------------------------------------------------------------------------------------------------- the real thing
+
+
+def test_a_real_model_learns_and_is_used(capsys, tmp_path, monkeypatch):
+    write_real_model(tmp_path / "models" / "tiny@1.0.0")
+    monkeypatch.setenv("HIENDSEG_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ct = write_ct(tmp_path / "ct.nii.gz")
+    volume = read_volume(ct)
+    core = np.zeros(volume.shape, np.uint8)
+    core[8:22, 8:24, 6:22] = 3
+    labels = tmp_path / "drawn.seg.nrrd"
+    write_labels(volume.with_array(core), [Label(3, "Segment_1", "Core", (1, 2, 3))], labels)
+    code, out, err = run(capsys, "adapt", ct, labels, "--name", "With a core", "--structures", "core", "--steps", 4,
+                         "--model", "tiny", "--device", "cpu", "--threads", 1, "--in-process", "--keep-anyway")
+    assert code == 0, err
+    assert "Core (new)" in out and "Kept as with-a-core@1.0.0" in out and "held-out Dice" in err
+    assert "Quick: about" in err and "of main memory" in err
+    assert Registry().parent_of(Registry().get("with-a-core")).key == "tiny@1.0.0"
+    code, out, err = run(capsys, "segment", ct, "-o", tmp_path / "out.seg.nrrd", "--model", "with-a-core", "--device",
+                         "cpu", "--in-process")
+    assert code == 0, err
+    assert [label.id for label in read_labels(tmp_path / "out.seg.nrrd")[1]] == ["liver", "kidney_left", "core"]
+    code, out, err = run(capsys, "adapt", ct, labels, "--name", "With a core", "--structures", "core", "--model",
+                         "tiny", "--in-process")
+    assert code == 2 and "'With a core 2' is free" in err
