@@ -109,7 +109,7 @@ def check_name(name: str, cards: Iterable[ModelCard]) -> str:
 
     Raises ModelError: empty, too long, control characters, or used already, with the next free one.
     """
-    name = " ".join(str(name).split(" ")).strip()
+    name = str(name).strip()
     if not name:
         raise ModelError("The version needs a name; give it one that says what it learned.")
     if len(name) > MAX_NAME:
