@@ -1,7 +1,7 @@
 """How long adapting a model to one case will take, and how much memory. No torch, so a face can ask.
 
-Memory counted: the parent's answer for the case (as in `plan.py`), the weights with their copies, gradients and
-moments, one crop on its way forward and back, and in quick mode what the frozen part gave for all crops that are kept.
+Memory counted: the parent's answer for the case, the weights with their copies, gradients and moments, one crop on its
+way forward and back, and in quick mode what the frozen part and the parent gave for all crops that are kept.
 Time counted: that answer before and after, the kept crops, the steps, and the looks at the held-out slabs.
 """
 
@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Mapping, Sequence
 
-from .plan import USABLE, gigabytes, plan_memory
+from .plan import USABLE, gigabytes
 from .tiling import tile_starts
 
 if TYPE_CHECKING:
@@ -29,13 +29,18 @@ ANY_SIZE = ("maskmed", "pointwise")
 #: Bytes a crop's voxel takes forward and back. Measured at 72^3 with 20 classes on a CPU, MaskMed: quick 990 in
 #: bfloat16, full 1070; at 96^3 in float32 890 and 1130, pointwise 980 and 1310.
 STEP_BYTES = {"quick": 1050, "full": 1300}
-#: Bytes of a kept crop's voxel: the frozen part's maps in bfloat16, and its code.
-KEPT_BYTES = 11
+#: Bytes of a kept crop's voxel: the frozen part's maps in bfloat16; per class, the parent's scores at an eighth of the
+#: voxels in float16.
+KEPT_BYTES, KEPT_CLASS_BYTES = 10.5, 0.25
+#: Bytes a tile's voxel takes in a forward pass, by kind of network (measured: 300; UNETR with patch 16 1240).
+FORWARD_BYTES, LARGE_FORWARD_BYTES = 400, 1300
 #: Bytes a parameter takes: the copy that learns, its average, the best so far; full adds gradient and two moments.
 PARAMETER_BYTES = {"quick": 10, "full": 24}
 #: Bytes a voxel of the model's lattice takes while the loop runs: image, drawing, answers, codes, masks.
 LATTICE_BYTES = 16
-FIXED_BYTES = 250_000_000
+#: Bytes a voxel of the input takes while the case is prepared: drawings brought to its lattice, one resampled axis.
+INPUT_BYTES = 6
+FIXED_BYTES, DEVICE_FIXED_BYTES = 250_000_000, 150_000_000
 #: Layers of a case, as a share, that are held out in slabs and looked at between steps.
 HELD_SHARE, SLABS = 0.25, 2
 
@@ -100,24 +105,28 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
     cases = 1 + int(options.get("teaching") or 0)
     parameters = int(options.get("parameters") or card.weights.get("bytes", 0) // _WIDTH.get(
         card.weights.get("dtype"), 4))
-    answer = plan_memory(shape, spacing, card, device_kind, device_bytes, {"host_bytes": host_free})
+    model_voxels, classes = math.prod(model_shape), len(card.labels) + 1
+    forward = tile * (FORWARD_BYTES if card.network.get("kind") in ANY_SIZE else LARGE_FORWARD_BYTES)
+    answer = forward + model_voxels * 4 * (classes + 1)
     held = _held_tiles(model_shape, card)
 
-    step = FIXED_BYTES // 2 + PARAMETER_BYTES[speed] * parameters + STEP_BYTES[speed] * crop
-    lattices = LATTICE_BYTES * math.prod(model_shape) * cases + FIXED_BYTES
-    kept_held = held * tile * (KEPT_BYTES if speed == "quick" else 0)
-    device_need = 0 if on_cpu else max(step, answer.bytes_device + 8 * parameters)
+    step = PARAMETER_BYTES[speed] * parameters + STEP_BYTES[speed] * crop
+    lattices = LATTICE_BYTES * model_voxels * cases + FIXED_BYTES
+    kept = crop * (KEPT_BYTES + KEPT_CLASS_BYTES * classes)
+    kept_held = held * tile * KEPT_BYTES if speed == "quick" else 0
+    prepare = INPUT_BYTES * math.prod(int(n) for n in shape) + lattices
+    device_need = 0 if on_cpu else 4 * parameters + max(step, answer) + DEVICE_FIXED_BYTES
     crops = CROPS if speed == "quick" else 0
 
     def host_need() -> int:
-        during = lattices + kept_held + crops * crop * KEPT_BYTES + (step if on_cpu else 0)
-        return max(during, answer.bytes_host + lattices - FIXED_BYTES + 4 * parameters)
+        during = lattices + kept_held + crops * kept + (step if on_cpu else 0)
+        return int(max(prepare, during, lattices + 8 * parameters + (answer if on_cpu else model_voxels * 4)))
 
     while crops > FEWEST_CROPS and host_need() > USABLE * host_free:
         crops -= 8
     need = host_need()
     fits = need <= USABLE * host_free and (on_cpu or device_need <= device_bytes)
-    tiles = BODY_SHARE * answer.tiles
+    tiles = BODY_SHARE * len(tile_starts((0, 0, 0), model_shape, model_shape, card.tile, card.overlap))
     minutes = _seconds(speed, steps, crops, cases, tiles, held, crop, tile, device_kind, options) / 60
     sentence = (f"{speed.capitalize()}: about {_time(minutes)}, {steps} steps, {gigabytes(need)} of main memory "
                 f"({gigabytes(host_free)} free)")
