@@ -122,7 +122,7 @@ def _what_happens(p: AttentionPresenter, phase: str, obstacle: str, working: boo
     if phase == "shown" and p._error:
         notes.append(p._error)
     return {"headline": headline, "detail": " ".join(dict.fromkeys(notes)),
-            "meaning": result.sentences[0] if result is not None and result.sentences else "",
+            "meaning": _named(p, result.sentences[0]) if result is not None and result.sentences else "",
             "button_text": _("Hide the map") if p._open else _("Show the map"),
             "button_enabled": p._open or not obstacle,
             "button_tooltip": _("Views and mouse will be as before.") if p._open else obstacle or
@@ -265,7 +265,15 @@ def _inspector(p: AttentionPresenter, obstacle: str) -> dict:
             _("Speaks for: {classes}. Closest by class: {by_class}; by mask: {by_mask}.").format(
                 classes=likely, by_class=", ".join(near(query.similar_classes)) or "-",
                 by_mask=", ".join(near(query.similar_masks)) or "-")))
-    return {**base, "inspect": tuple(rows), "inspect_sentence": extras.inspect_error or " ".join(found.sentences)}
+    return {**base, "inspect": tuple(rows), "inspect_sentence": extras.inspect_error or
+            _named(p, " ".join(found.sentences))}
+
+
+def _named(p: AttentionPresenter, text: str) -> str:
+    """A sentence of the library, which knows structures by id, with their names."""
+    for label in p.card.labels if p.card is not None else ():
+        text = text.replace(f"'{label.id}'", label.name)
+    return text
 
 
 def _title(card: Any, p: AttentionPresenter) -> str:

@@ -5,6 +5,7 @@ Each act chooses its volume, presses the buttons, looks at what came of it, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -134,21 +135,6 @@ def start(desk, volume):
     assert desk.ui.runButton.text == "Cancel" and desk.ui.progressBar.visible
 
 
-def correct(desk, volume, node, structure, new="Cyst"):
-    """What a person does in the editor: a part of a structure erased, and a segment that the model does not know."""
-    util = desk.slicer.util
-    before = util.arrayFromSegmentBinaryLabelmap(node, structure, volume)
-    slices = [k for k in range(len(before)) if before[k].any()]
-    after = before.copy()
-    after[slices[len(slices) // 2]:] = 0
-    util.updateSegmentBinaryLabelmapFromArray(after, node, structure, volume)
-    segment = node.GetSegmentation().AddEmptySegment("", new, (0.1, 0.8, 0.7))
-    own = np.zeros_like(before)
-    own[tuple(slice(n // 4, n // 2) for n in before.shape)] = 1
-    util.updateSegmentBinaryLabelmapFromArray(own, node, segment, volume)
-    return segment
-
-
 # --------------------------------------------------------------------------------------------------- acts
 
 def segment(desk, volume, name="segment"):
@@ -266,12 +252,13 @@ def adapt(desk, volume, name="adapt", structure="spleen", steps=6, overlay=True)
     steps: None for as many as the panel would take. Returns the state after the lesson.
     """
     import qt
+    from HiEndSegPanel import scenarios
 
     ui, presenter = desk.ui, desk.panel.sections.adapt
     desk.choose(volume)
     node = desk.run()
     assert node is not None, desk.state.detail
-    new = correct(desk, volume, node, structure)
+    new = scenarios.correct(volume, node, structure, "Cyst")
     ui.segmentSection.collapsed, ui.adaptSection.collapsed = True, False
     ui.adaptCompareButton.click()
     assert desk.until(lambda: not presenter.state.busy), presenter.state.headline
@@ -283,18 +270,13 @@ def adapt(desk, volume, name="adapt", structure="spleen", steps=6, overlay=True)
     assert next(row for row in presenter.state.rows if row.is_new).checked
     assert desk.until(lambda: presenter.state.speeds[0].fits is not None, 60), presenter.state.plan_sentence
     desk.picture(f"{name}-ready", volume, node)
-    engine, parent = presenter._engine, desk.state.model_id
-    if steps is not None:
-        submit = engine.submit_adapt
-        engine.submit_adapt = lambda *case, **how: submit(*case, **{**how, "steps": steps})
-    try:
+    parent = desk.state.model_id
+    with contextlib.nullcontext() if steps is None else scenarios.fewSteps(presenter._engine, steps):
         ui.adaptButton.click()
-        assert desk.until(lambda: presenter.state.curve or not presenter.state.busy), presenter.state.headline
+        assert desk.until(lambda: len(presenter.state.curve) > 1 or not presenter.state.busy), presenter.state.headline
         assert presenter.state.busy, presenter.state.detail
         desk.picture(f"{name}-running", volume, node)
         assert desk.until(lambda: not presenter.state.busy), presenter.state.headline
-    finally:
-        engine.__dict__.pop("submit_adapt", None)
     after = presenter.state
     assert after.phase == "done", after.detail
     taught = next(row for row in after.table if row.id == structure)
@@ -355,11 +337,29 @@ def broken_checksum(desk, volume, folder, name="broken-checksum"):
     desk.segment.set_model("torso-ct-tiny")
 
 
+def slice_view(desk, volume=None, name="Red"):
+    """The nodes of a slice view, as Slicer has them for every view; gives the composite node."""
+    made = []
+    for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"):
+        node = desk.scene.CreateNodeByClass(kind)
+        node.UnRegister(None)
+        node.SetLayoutName(name)
+        node.SetSingletonTag(name)
+        made.append(desk.scene.AddNode(node))
+    made[0].SetOrientationToAxial()
+    if volume is not None:
+        bounds = [0.0] * 6
+        volume.GetRASBounds(bounds)
+        made[0].JumpSliceByCentering(*[(bounds[2 * n] + bounds[2 * n + 1]) / 2 for n in range(3)])
+        made[1].SetBackgroundVolumeID(volume.GetID())
+    return made[1]
+
+
 def attend(desk, volume, name="attention"):
     """Look into the model: a point in the slice, dragged, another block, compared, kept; views as before at the end."""
-    looking = desk.panel.sections.attention
-    desk.ui.attentionSection.collapsed = False
+    looking, view = desk.panel.sections.attention, slice_view(desk, volume)
     desk.choose(volume)
+    desk.ui.attentionSection.collapsed, desk.ui.segmentSection.collapsed = False, True
 
     def settle():
         assert desk.until(lambda: not looking.state.busy and looking.state.phase != "starting"), looking.state.headline
@@ -402,7 +402,7 @@ def attend(desk, volume, name="attention"):
     desk.ui.attentionHeadsBox.setChecked(False)
     desk.ui.attentionCompareKindBox.setCurrentIndex(0)
     desk.ui.attentionButton.click()
-    assert looking.state.phase == "off"
+    assert looking.state.phase == "off" and view.GetForegroundVolumeID() is None
     assert [desk.count(kind) for kind in kinds] == before, "something of the map was left"
-    desk.ui.attentionSection.collapsed = True
+    desk.ui.attentionSection.collapsed, desk.ui.segmentSection.collapsed = True, False
     return sorted(tooks)[len(tooks) // 2]

@@ -87,6 +87,7 @@ def acts_on(desk, path, name, everything, folder):
 
     yield f"{name} segment", segment
     if everything:
+        yield f"{name} attention", lambda: f"{acts.attend(desk, load(), f'{name}-attention'):.2f} s a drag"
         yield f"{name} cancel", lambda: f"{acts.cancel(desk, load(), f'{name}-cancel'):.2f} s"
         yield f"{name} worker killed", lambda: acts.worker_killed(desk, load(), f"{name}-killed")
         yield f"{name} scene closed", lambda: acts.scene_closed(desk, load(), f"{name}-scene-closed")

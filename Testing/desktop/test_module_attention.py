@@ -1,4 +1,4 @@
-"""The Attention section in the panel: with an engine that answers at once, and once from start to end with the real one."""
+"""The Attention section in the panel: with an engine that answers at once, and once with the real one."""
 
 from __future__ import annotations
 
@@ -97,18 +97,13 @@ def volume(desk, engine):
 
 @pytest.fixture
 def view(desk):
-    """A slice view's nodes, as Slicer has them for every view."""
-    made = []
+    """A slice view, gone afterwards: the stand-in has none of its own."""
+    import acts
+
+    yield acts.slice_view(desk)
     for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"):
-        node = desk.scene.CreateNodeByClass(kind)
-        node.UnRegister(None)
-        node.SetLayoutName("Red")
-        node.SetSingletonTag("Red")
-        made.append(desk.scene.AddNode(node))
-    made[0].SetOrientationToAxial()
-    yield made[1]
-    for node in made:
-        if node.GetScene() is not None:
+        node = desk.scene.GetSingletonNode("Red", kind)
+        if node is not None:
             desk.scene.RemoveNode(node)
 
 
