@@ -104,7 +104,7 @@ class Crops:
     """Augmented crops of a case without end.
 
     `draw()` gives the image (C, S, S, S) in [0, 1] and codes (S, S, S) uint8: 0 for none of the structures, 1, 2, ...
-    for them, `open` where nobody said. Every other one is about a structure, each structure as often as another; no flips,
+    for them, `open` where nobody said. Every other one is about a structure, each as often as another; no flips,
     left and right are labels. codes: of the whole case, on the card's lattice.
     """
 
