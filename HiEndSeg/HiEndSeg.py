@@ -199,3 +199,13 @@ class HiEndSegTest(ScriptedLoadableModuleTest):
         from HiEndSegPanel import scenarios
 
         scenarios.sampleFromStartToEnd(self, HiEndSegLogic())
+
+    def test_adaptWithAQuickEngine(self):
+        from HiEndSegPanel import scenarios
+
+        scenarios.adaptWithAQuickEngine(self, HiEndSegLogic())
+
+    def test_adaptFromStartToEnd(self):
+        from HiEndSegPanel import scenarios
+
+        scenarios.adaptFromStartToEnd(self, HiEndSegLogic())

@@ -11,8 +11,8 @@ from .plot import PlotInPanel
 from .widgets import (Connections, QuestionBox, fillBox, fillTable, fillTree, fitTree, setText, swatch,
                       warningPixmap)
 
-#: Rows that are seen without scrolling.
-MOST_ROWS = 12
+#: Rows of the list and of the table that are seen without scrolling.
+MOST_ROWS = 10
 
 
 def dice(value):
@@ -283,14 +283,21 @@ class AdaptSection:
         ui = self.ui
         ui.adaptResultBox.setVisible(bool(state.table or state.result_sentence or state.can_revert))
         setText(ui.adaptResultSentence, state.result_sentence)
-        fillTable(ui.adaptTable, (_("Structure"), _("Dice"), _("Surface (mm)"), _("Change")),
+        fillTable(ui.adaptTable, (_("Structure"), _("Dice"), _("mm"), _("Change")),
                   [self._scores(row) for row in state.table], MOST_ROWS)
+        for column, tooltip in enumerate((
+                _("Bold: taught; the others are protected"),
+                _("Overlap with what you drew, where that was kept out of the teaching; 1 is all of it. Of a structure "
+                  "that is not drawn: agreement with the old model"),
+                _("Mean distance between the surfaces, in millimeters"), _("Better, worse, or as before"))):
+            ui.adaptTable.horizontalHeaderItem(column).setToolTip(tooltip)
         for number, row in enumerate(state.table):
-            first = ui.adaptTable.item(number, 0)
+            first, last = ui.adaptTable.item(number, 0), ui.adaptTable.item(number, 3)
             font = first.font()
             font.setBold(row.taught)
             first.setFont(font)
-            first.setToolTip(_("Taught") if row.taught else _("Protected: not taught"))
+            first.setToolTip(row.name)
+            last.setToolTip(row.verdict_text)
         ui.adaptTable.setVisible(bool(state.table))
         worse = [row.name for row in state.table if row.verdict == "worse"]
         setText(ui.adaptWarningText, _("Worse than before: {names}. Look at them before you use this version.").format(
@@ -307,11 +314,13 @@ class AdaptSection:
 
     @staticmethod
     def _scores(row):
-        """The texts of a row: before → after, or one number where there is no before."""
+        """The texts of a row: before → after, or one number where there is no before; as short as the panel is narrow.
+        """
         def pair(before, after, words):
             if before is None:
                 return words(after)
             return _("{before} → {after}").format(before=words(before), after=words(after))
 
         return (row.name, pair(row.dice_before, row.dice_after, dice),
-                pair(row.surface_before, row.surface_after, millimeters), row.verdict_text)
+                pair(row.surface_before, row.surface_after, millimeters),
+                {"better": _("better"), "worse": _("worse"), "same": _("as before")}.get(row.verdict, "–"))

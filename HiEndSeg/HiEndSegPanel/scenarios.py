@@ -155,6 +155,30 @@ def openPanel(test, engine=None):
         widget.exit()
 
 
+@contextmanager
+def fewSteps(engine, steps):
+    """Adapting with this engine goes all the way in a few steps, without learning much."""
+    submit = engine.submit_adapt
+    engine.submit_adapt = lambda *case, **how: submit(*case, **{**how, "steps": steps})
+    try:
+        yield
+    finally:
+        del engine.submit_adapt
+
+
+def correct(volume, segmentation, structure, name):
+    """The upper half of a structure becomes another segment, as a person would do in the editor; gives its id."""
+    util, segments = slicer.util, segmentation.GetSegmentation()
+    array = util.arrayFromSegmentBinaryLabelmap(segmentation, structure, volume)
+    slices = [k for k in range(len(array)) if array[k].any()]
+    upper = array.copy()
+    upper[:slices[len(slices) // 2]] = 0
+    other = segments.AddEmptySegment("", name)
+    util.updateSegmentBinaryLabelmapFromArray(array - upper, segmentation, structure, volume)
+    util.updateSegmentBinaryLabelmapFromArray(upper, segmentation, other, volume)
+    return other
+
+
 def parametersBelongToTheScene(test, logic):
     """What was chosen is saved with the scene, and gone with what it named."""
     volume, parameters = sampleVolume(), logic.getParameterNode()
@@ -231,3 +255,65 @@ def sampleFromStartToEnd(test, logic):
     volumes = {name: milliliters for name, milliliters, _mean in read_table(table_of(result))}
     test.assertGreater(volumes["Liver"], 500)
     test.assertGreater(volumes["Spleen"], 50)
+
+
+def adaptWithAQuickEngine(test, logic):
+    """Correct a result, compare, teach, stop in the middle, teach to the end; nothing is kept, nothing stays behind."""
+    engine = QuickEngine()
+    with openPanel(test, engine) as widget:
+        ui, sections, volume = widget.ui, widget.panel.sections, sampleVolume(size=(32, 30, 16))
+        adapt = sections.adapt
+        ui.volumeSelector.setCurrentNode(volume)
+        test.assertTrue(waitUntil(lambda: ui.runButton.enabled), sections.segment.state.headline)
+        ui.runButton.click()
+        test.assertTrue(waitUntil(lambda: not sections.segment.state.busy))
+        result = slicer.mrmlScene.GetNodeByID(sections.segment.state.segmentation_id)
+        test.assertEqual(ui.adaptSegmentationSelector.currentNode(), result)
+        structure = result.GetSegmentation().GetNthSegmentID(0)
+        correct(volume, result, structure, "Something else")
+        ui.adaptSection.collapsed = False
+        ui.adaptCompareButton.click()
+        test.assertTrue(waitUntil(lambda: adapt.state.rows and not adapt.state.busy), adapt.state.headline)
+        rows = {row.id: row for row in adapt.state.rows}
+        test.assertTrue(rows[structure].checked)
+        test.assertEqual(len([row for row in rows.values() if row.is_new]), 1)
+
+        engine.patient = True
+        ui.adaptButton.click()
+        test.assertTrue(waitUntil(lambda: adapt.state.finish_available), adapt.state.headline)
+        test.assertTrue(ui.adaptCurveBox.visible)
+        ui.adaptFinishButton.click()
+        test.assertTrue(waitUntil(lambda: not adapt.state.busy))
+        test.assertEqual(adapt.state.phase, "done", adapt.state.detail)
+        test.assertIsNone(adapt.state.result_key)
+        test.assertTrue(ui.adaptTable.rowCount >= 1)
+        slicer.mrmlScene.Clear(0)
+        for kind in ("PlotView", "PlotChart", "PlotSeries", "Table", "Segmentation"):
+            test.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass(f"vtkMRML{kind}Node"), 0, kind)
+        ui.adaptSection.collapsed = True
+
+
+def adaptFromStartToEnd(test, logic):
+    """The real engine, by script: a structure that the model does not know, in a few steps; the version is deleted."""
+    try:
+        importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        test.skipTest("PyTorch is not installed in this Slicer: see the set-up page of HiEndSeg")
+    from HiEndSegLib.models.registry import Registry
+
+    from . import machine
+
+    volume = sampleVolume()
+    result = logic.segment(volume, device="cpu", only=["spleen"])
+    correct(volume, result, "spleen", "Self test")
+    with fewSteps(machine.engine(), 2):
+        key = logic.adapt(volume, result, "Self test of HiEndSeg", structures=["self_test"], speed="quick",
+                          device="cpu", keepAnyway=True)
+    try:
+        card = Registry().get(key)
+        test.assertIn("self_test", [label.id for label in card.labels])
+        test.assertTrue(card.is_version)
+        again = logic.segment(volume, model=key, device="cpu", only=["self_test", "spleen"])
+        test.assertIsNotNone(again.GetSegmentation().GetSegment("self_test"))
+    finally:
+        Registry().remove(key)

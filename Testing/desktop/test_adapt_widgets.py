@@ -20,7 +20,7 @@ ROWS = (TeachRow("liver", "Liver", (221, 130, 101), True, False, 0.61, 212.34, "
 SCORES = (ScoreRow("liver", "Liver", True, 0.61, 0.78, 8.1, 3.25, "better", "better"),
           ScoreRow("cyst", "Cyst", True, None, 0.71, None, 2.2, "better", "learned"),
           ScoreRow("spleen", "Spleen", False, 0.97, 0.90, 1.0, 2.0, "worse", "worse"),
-          ScoreRow("colon", "Colon", False, None, 0.99, None, None, "same", "same"))
+          ScoreRow("colon", "Colon", False, None, 0.99, None, None, "same", "Protected; no change"))
 
 
 class Recorder:
@@ -225,9 +225,10 @@ def test_before_and_after_and_what_can_be_done_with_it(section):
     recorder.set(phase="done", table=SCORES, result_sentence="Liver rose.", result_key="mine@1.0.0", can_use=True,
                  can_revert=True, use_tooltip="Use it.", overlay_available=True)
     assert table_texts(ui.adaptTable) == [["Liver", "0.61 → 0.78", "8.1 → 3.2", "better"],
-                                          ["Cyst", "0.71", "2.2", "learned"],
+                                          ["Cyst", "0.71", "2.2", "better"],
                                           ["Spleen", "0.97 → 0.90", "1.0 → 2.0", "worse"],
-                                          ["Colon", "0.99", "–", "same"]]
+                                          ["Colon", "0.99", "–", "as before"]]
+    assert ui.adaptTable.item(3, 3).toolTip() == "Protected; no change"
     assert [ui.adaptTable.item(row, 0).font().bold() for row in range(4)] == [True, True, False, False]
     assert ui.adaptWarning.visible and "Spleen" in ui.adaptWarningText.text and "Colon" not in ui.adaptWarningText.text
     assert ui.adaptUseButton.visible and ui.adaptRevertButton.visible and not ui.adaptKeepButton.visible

@@ -28,13 +28,12 @@ def engine(desk):
 @pytest.fixture
 def corrected(desk, engine):
     """(volume, segmentation): a result with a part taken away and a new structure."""
-    import acts
-    from HiEndSegPanel.scenarios import sampleVolume
+    from HiEndSegPanel.scenarios import correct, sampleVolume
 
     volume = sampleVolume(size=(32, 30, 16))
     desk.choose(volume)
     node = desk.run()
-    acts.correct(desk, volume, node, desk.segment._catalogue.card.labels[0].id)
+    correct(volume, node, desk.segment._catalogue.card.labels[0].id, "Cyst")
     return volume, node
 
 

@@ -87,3 +87,8 @@ def test_broken_checksum(desk, volume, monkeypatch, tmp_path):
 
 def test_worker_killed_while_it_runs(desk, volume):
     acts.worker_killed(desk, volume)
+
+
+def test_a_corrected_case_teaches_the_model(desk, volume):
+    acts.adapt(desk, volume, steps=3)
+    assert desk.longest < 1.0, "the slices were blocked"

@@ -98,6 +98,8 @@ class qMRMLPlotView(QtWidgets.QWidget):
         if everything:
             low = [min(p[axis] for p in everything) for axis in range(2)]
             high = [max(p[axis] for p in everything) for axis in range(2)]
+            if not self._chart.GetYAxisRangeAuto():
+                low[1], high[1] = self._chart.GetYAxisRange()
             width, height = self.width - 2 * _MARGIN, self.height - 2 * _MARGIN
             scale = [size / ((b - a) or 1.0) for size, a, b in zip((width, height), low, high)]
             painter.drawRect(_MARGIN, _MARGIN, width, height)
@@ -106,10 +108,10 @@ class qMRMLPlotView(QtWidgets.QWidget):
             painter.drawText(_MARGIN, self.height - 8, f"{self._chart.GetXAxisTitle() or ''} {low[0]:g}–{high[0]:g}")
             for row, (name, color, points) in enumerate(series):
                 painter.setPen(QtGui.QPen(QtGui.QColor(*[int(255 * part) for part in color]), 2))
-                painter.drawText(_MARGIN + 6 + 150 * row, _MARGIN - 8, name or "")
+                painter.drawText(_MARGIN + 6, _MARGIN + 16 + 14 * row, name or "")
                 places = [QtCore.QPointF(_MARGIN + (a - low[0]) * scale[0],
                                          _MARGIN + height - (b - low[1]) * scale[1]) for a, b in points]
-                for first, second in zip(places, places[1:]):
+                for first, second in zip(places, places[1:] or places):
                     painter.drawLine(first, second)
         painter.end()
 
