@@ -188,3 +188,32 @@ def test_arguments_in_files_are_known():
     assert transfer.has_files(encoded)
     encoded, _ = transfer.encode({"a": [1, ("x", np.zeros(5))], "b": None}, "argument")
     assert not transfer.has_files(encoded)
+
+
+def test_a_version_is_looked_into_like_any_model(volume, tmp_path):
+    """Its merged weights are what is looked into: the change of one block moves that block's maps, not those before."""
+    from version_models import CASE, REPORT, TWO
+
+    from HiEndSegLib.models.loading import load_model
+    from HiEndSegLib.models.registry import Registry
+    from HiEndSegLib.models.versions import write_version
+
+    write(tmp_path / "shipped" / "base", id="base")
+    registry = Registry(tmp_path / "shipped", tmp_path / "user")
+    base = registry.get("base")
+    weights = load_model(base).network.state_dict()
+    name = "encoder.vit.blocks.2.attn.qkv.weight"
+    torch.manual_seed(0)
+    a, b = torch.randn(2, weights[name].shape[1]), torch.randn(weights[name].shape[0], 2)
+    card = write_version(base, name="After one case", network=am.MASKMED, labels=TWO, replaced={},
+                         low_rank={name: (a, b)}, report=REPORT, case=CASE, parameters={}, registry=registry)
+    before = attend(load_model(base), volume, at=middle(volume), layers=[1, 2, 3], device="cpu")
+    after = attend(load_model(card, registry=registry), volume, at=middle(volume), layers=[1, 2, 3], device="cpu")
+    assert after.info["model"]["id"] == card.id != before.info["model"]["id"]
+    np.testing.assert_array_equal(after.maps[0].weights, before.maps[0].weights)
+    assert np.abs(after.maps[1].weights - before.maps[1].weights).max() > 1e-3
+    merged = load_model(base)
+    with torch.no_grad():
+        merged.network.get_parameter(name).add_(b @ a)
+    by_hand = attend(merged, volume, at=middle(volume), layers=[2], device="cpu")
+    np.testing.assert_allclose(after.maps[1].weights, by_hand.maps[0].weights, atol=1e-4)

@@ -180,7 +180,7 @@ class AttendSession:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._windows.clear()
+            self.forget_windows()
             raise OutOfMemoryError(f"There is not enough memory on {self.device} to look into model "
                                    f"{self.model.card.key}; close other programs or choose the device cpu.") from error
 
@@ -194,6 +194,10 @@ class AttendSession:
                 self._windows.popitem(last=False)
             self._windows[start] = Window(self, start)
         return self._windows[start]
+
+    def forget_windows(self) -> None:
+        """Let go of all features; the image stays."""
+        self._windows.clear()
 
     def model_index(self, point: Sequence[float]) -> np.ndarray:
         """A point as (float) indices of the image at the model's spacing. Raises OptionError outside the volume."""

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 
 from HiEndSegLib.errors import HiEndSegError, OptionError
-from training.benchmarks import pretrain, tile
+from training.benchmarks import attention, pretrain, tile
 
 COMMANDS = {"tile": (tile, "one tile through this network and three others"),
+            "attention": (attention, "a look into a model: the map of a point, and dragging it"),
             "pretrain": (pretrain, "a step of Hi-End-MAE beside one of the plain masked auto-encoder")}
 
 
