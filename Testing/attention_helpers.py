@@ -1,4 +1,4 @@
-"""Shared by the attention section's tests: answers as the library gives them, a fake engine's jobs, and a whole desk."""
+"""Shared by the Attention section's tests: answers as the library gives them, a fake engine, and a whole desk."""
 
 from __future__ import annotations
 

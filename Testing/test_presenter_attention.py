@@ -141,6 +141,19 @@ def test_a_point_under_a_transform_is_asked_in_the_volumes_own_space(desk, ct):
     assert heat.GetTransformNodeID() == ct.GetTransformNodeID()
 
 
+def test_a_transform_set_later_is_followed(desk, ct):
+    desk.show(ct)
+    desk.presenter.refresh()
+    desk.settle()
+    assert len(desk.asked()) == 1, "nothing has changed"
+    ct.SetAndObserveTransformNodeID(linear_transform(desk.scene, turn=(0, 0, 5), move=(4.0, 0.0, 0.0)).GetID())
+    desk.presenter.refresh()
+    desk.settle()
+    assert desk.asked()[-1]["at"] == pytest.approx(world_to_volume_ras(ct, desk.state.point))
+    assert len(desk.asked()) == 2
+    assert desk.scene.GetNodeByID(desk.state.heat_id).GetTransformNodeID() == ct.GetTransformNodeID()
+
+
 # --------------------------------------------------------------------------------------------------- the map
 
 def test_the_maps_hottest_voxel_lies_in_the_asked_cell(desk, ct):

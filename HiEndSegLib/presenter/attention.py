@@ -115,10 +115,12 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
             self._stage.give_back()
 
     def refresh(self) -> None:
-        """Read models and the Segment section's choices again."""
+        """Read models and the Segment section's choices again, and where volume and point are now."""
         with self._change():
             self._catalogue.refresh()
             self._follow_segment()
+            if not self._away:
+                self._ask()
 
     def set_volume(self, node: Any) -> None:
         """The volume to look at, as a node, an id or None; where there is a Segment section, it is that one's."""

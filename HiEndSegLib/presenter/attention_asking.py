@@ -92,7 +92,7 @@ class AttentionAsking:
             if point is None:
                 return True                     # a click is awaited
             what["at"] = self._stage.in_volume(self._volume_id, point)
-            target = ("point", *point)
+            target = ("point", *what["at"])
             if self.query == "query":
                 what.update(query=self.object_query, kind="head")
                 target = (*target, self.object_query)
