@@ -24,7 +24,7 @@ from training.adaptation_baselines import Crops, clock_rate, learn_scratch
 from training.adaptation_cases import Cases, body_fat
 from training.adaptation_looks import AS_IS, LOOKS, with_look
 from training.adaptation_run import Pair, RunConfig, ticked
-from training.adaptation_table import bar, changes, read_result, table
+from training.adaptation_table import bar, changes, looks_table, read_result, table
 from training.structures import STRUCTURES, VALUE
 
 NETWORK = {"kind": "maskmed", "num_classes": 5, "in_channels": 2, "img_size": 24, "channels": [8, 8, 16],
@@ -188,7 +188,7 @@ def test_runs_are_kept_and_a_second_call_does_none(data, model_folder, tmp_path,
     assert "3 of them finished" in capsys.readouterr().out
     assert adaptation.main([str(tmp_path / "out"), "--table"]) == 0
     text = capsys.readouterr().out
-    assert "UNETR fine-tuned" in text and "| ct-b" in text
+    assert "UNETR fine-tuned" in text and "| liver | ct-b (of unknown origin) |" in text
 
 
 def test_an_interrupted_protocol_goes_on(data, model_folder, tmp_path, monkeypatch):
@@ -293,7 +293,17 @@ def test_gains_and_losses_are_counted_as_the_bar_says():
     assert counted["untaught_change"] == pytest.approx(-0.012)
     text = table([default, quick])
     assert "0.675 -> 0.800" in text and "| 2.00 |" in text and "-1.2 (2)" in text
-    assert "| ct-b | spleen | taught | 0.500 | 0.700 |" in text
+    assert "| spleen | ct-b | 0.500 | 0.700 |" in text and "| kidney left | 0.900 -> 0.880 |" in text
+
+
+def test_the_table_of_acquisitions(tmp_path):
+    assert looks_table(tmp_path) == ""
+    rows = [{"look": look, "case": case, "scores": {"liver": value, "spleen": None}}
+            for look, case, value in (
+                ("as-is", "p", 0.8), ("as-is", "q", 0.6), ("mr-like", "p", 0.3), ("mr-like", "q", 0.1))]
+    (tmp_path / "looks.json").write_text(json.dumps(rows))
+    text = looks_table(tmp_path)
+    assert "| as-is: as it is | 0.800 | 0.600 | 0.700 |" in text and "| 0.300 | 0.100 | 0.200 |" in text
 
 
 def test_new_structures_count_from_nothing_and_seeds_are_averaged():

@@ -30,7 +30,7 @@ from HiEndSegLib.models.registry import Registry, shipped_folder
 from .adaptation_cases import EXPERT_ORGANS, NEW, Cases
 from .adaptation_looks import AS_IS, LOOKS
 from .adaptation_run import METHODS, Pair, RunConfig, mean, run, score, ticked
-from .adaptation_table import read_result, read_results, table
+from .adaptation_table import looks_table, read_result, read_results, table
 
 _FOUR = ("spleen", "kidney_right", "kidney_left", "liver")
 _FAT = tuple(label.id for label in NEW)
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None, pairs: Sequence[Pair] = PAIRS) 
     args = parse(arguments)
     try:
         if args.table:
-            print(table(read_results(args.out)))
+            print("\n\n".join(part for part in (looks_table(args.out), table(read_results(args.out))) if part))
             return 0
         if not args.folders[0].is_dir():
             raise InputError(f"There is no folder {args.folders[0]}; name the one with the cases.")

@@ -110,11 +110,26 @@ def _mean(values: Sequence[float]) -> float:
 
 def table(results: Sequence[dict]) -> str:
     """Everything as Markdown."""
-    pairs = by_pair(results)
-    parts = [_bar_sentence(results), _summary(pairs)]
+    pairs = {name: methods for name, methods in by_pair(results).items() if set(methods) - {"default"}}
+    parts = [_bar_sentence(results), _summary(pairs) if pairs else ""]
     parts += [_pair_section(methods) for methods in pairs.values()]
     parts.append("\n".join(f"- {line}" for line in notes(results)))
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def looks_table(out: Path) -> str:
+    """What `--looks` measured, as Markdown: the default in every acquisition; "" where it was not run."""
+    path = Path(out) / "looks.json"
+    if not path.is_file():
+        return ""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    looks = list(dict.fromkeys(row["look"] for row in rows))
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    lines = _header(["acquisition", *names, "mean"])
+    for look in looks:
+        means = [_mean([v for v in row["scores"].values() if v is not None]) for row in rows if row["look"] == look]
+        lines.append(_line([f"{look}: {look_sentence(look)}", *(f"{m:.3f}" for m in means), f"{_mean(means):.3f}"]))
+    return "Mean Dice of the default over the expert organs:\n\n" + "\n".join(lines)
 
 
 def _bar_sentence(results: Sequence[dict]) -> str:
@@ -167,19 +182,32 @@ def _pair_section(methods: dict[str, list[dict]]) -> str:
             f"{', '.join(_name(s) for s in learned['structures']) or 'nothing'}; acquisition: "
             f"{look_sentence(pair['look'])}")
     head = head.rstrip(".") + (f"; {pair['remark']}." if pair.get("remark") else ".")
-    lines = _header(["scored", "structure", "", *(TITLES[m] for m in shown)])
+    lines = _header(["taught structure", "scored on", *(TITLES[m] for m in shown)])
     for case in pair["scored"]:
-        names = list(dict.fromkeys(s for m in shown for run in methods[m] for s in run["scores"].get(case, {})))
-        names.sort(key=lambda s: (s not in learned["structures"], BY_ID[s].value if s in BY_ID else 0))
-        for structure in names:
+        for structure in learned["structures"]:
             values = [dice_of(methods[m], case, structure) for m in shown]
-            if all(value is None for value in values):
-                continue
-            taught = structure in learned["structures"]
-            lines.append(_line([_person(case, kinds), _name(structure), "taught" if taught else "",
-                                *("" if v is None else f"{v:.3f}" for v in values)]))
-    held = _held_out(methods)
-    return "\n\n".join(part for part in (head, "\n".join(lines), held) if part)
+            if any(value is not None for value in values[1:]):
+                lines.append(_line([_name(structure), _person(case, kinds), *map(_cell, values)]))
+    tables = ["\n".join(lines)] if len(lines) > 2 else []
+    tables += [_untaught(methods, m) for m in ("quick", "full") if m in methods]
+    return "\n\n".join(part for part in (head, *tables, _held_out(methods)) if part)
+
+
+def _untaught(methods: dict[str, list[dict]], method: str) -> str:
+    """Untaught structures, a row each: default -> after, on every scored case."""
+    if "default" not in methods:
+        return ""
+    runs, before, kinds = methods[method], methods["default"], methods[method][0].get("kinds", {})
+    scored = runs[0]["config"]["pair"]["scored"]
+    lines = _header([f"untaught, {TITLES[method]}", *(_person(case, kinds) for case in scored)])
+    for label in BY_ID.values():
+        cells = []
+        for case in scored:
+            old, new = dice_of(before, case, label.id), dice_of(runs, case, label.id)
+            cells.append("" if old is None or new is None else f"{old:.3f} -> {new:.3f}")
+        if label.id not in runs[0]["structures"] and any(cells):
+            lines.append(_line([_name(label.id), *cells]))
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _held_out(methods: dict[str, list[dict]]) -> str:
@@ -241,6 +269,10 @@ def _person(name: str, kinds: dict[str, str]) -> str:
 
 def _name(structure: str) -> str:
     return structure.replace("_", " ")
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _number(value: float | None) -> str:
