@@ -8,7 +8,7 @@ from HiEndSegLib.presenter import wording
 from slicer.i18n import tr as _
 
 from .plot import PlotInPanel
-from .widgets import (Connections, QuestionBox, fillBox, fillTable, fillTree, fitTree, setText, swatch,
+from .widgets import (Connections, QuestionBox, fillBox, fillTable, fillTree, fitTree, modelTitle, setText, swatch,
                       warningPixmap)
 
 #: Rows of the list and of the table that are seen without scrolling.
@@ -212,7 +212,7 @@ class AdaptSection:
 
     def _showModels(self, state):
         ui = self.ui
-        fillBox(ui.adaptModelBox, [(row.title, row.tooltip) for row in state.models] + [
+        fillBox(ui.adaptModelBox, [(modelTitle(row), row.tooltip) for row in state.models] + [
             (_("A new model, from an encoder alone"),
              _("Weights that were pretrained without labels, plus this one case, give a model that knows what you "
                "check below"))])

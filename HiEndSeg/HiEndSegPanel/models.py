@@ -1,6 +1,8 @@
-"""The Models section: add, verify, look at and delete models; a `ModelsPresenter`'s state in widgets."""
+"""The Models section: add, verify, look at, export and delete models; a `ModelsPresenter`'s state in widgets."""
 
 from __future__ import annotations
+
+import os
 
 import qt
 import slicer
@@ -18,7 +20,8 @@ class ModelsSection:
                                      presenter.answer)
         buttons = ((ui.addFileButton, self.onAddFile), (ui.addFolderButton, self.onAddFolder),
                    (ui.verifyButton, self.onVerify), (ui.openFolderButton, self.onOpenFolder),
-                   (ui.deleteButton, self.onDelete))
+                   (ui.deleteButton, self.onDelete), (ui.exportButton, self.onExport),
+                   (ui.forgetButton, self.onForget))
         self._buttons, self._connections = [button for button, _slot in buttons], Connections(*buttons)
         presenter.changed.connect(self.show)
         self.show()
@@ -52,10 +55,28 @@ class ModelsSection:
         if self._chosen():
             self.presenter.delete(self._chosen())
 
+    def onExport(self):
+        path = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), _("Export the model into one file"),
+                                              f"{self._chosen()}.zip", _("Models") + " (*.zip)") \
+            if self._chosen() else ""
+        if path and not path.lower().endswith(".zip"):
+            path += ".zip"              # not the file that the dialog asked about
+            if os.path.exists(path) and not slicer.util.confirmOkCancelDisplay(
+                    _("{file} is there already. Replace it?").format(file=os.path.basename(path))):
+                return
+        if path:
+            self.presenter.export(self._chosen(), path)
+
+    def onForget(self):
+        if self._chosen():
+            self.presenter.forget_teaching(self._chosen())
+
     def show(self):
         state, ui = self.presenter.state, self.ui
         for button in self._buttons:
             button.setEnabled(not state.busy)
+        chosen = next((row for row in state.rows if row.id == self._chosen()), None)
+        ui.forgetButton.setVisible(chosen is not None and chosen.teaching)
         setText(ui.modelsSentence, state.headline)
         setText(ui.modelProblems, "\n".join(state.problems))
         self._question.show(state.question)

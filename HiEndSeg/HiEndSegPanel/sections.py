@@ -43,12 +43,15 @@ class Sections(VTKObservationMixin):
         self.adapt.models_changed.connect(self.models.refresh)
         self.attention = AttentionPresenter(scene=slicer.mrmlScene, engine=engine, registry=registry, settings=settings,
                                             segment=self.segment)
-        self.models.models_changed.connect(self.attention.refresh)
+        for changed in (self.models.models_changed, self.adapt.models_changed):
+            changed.connect(self.attention.refresh)
         self.editor = EmbeddedEditor(ui, entered)
         self.segment.set_undo_hook(self.editor.saveStateForUndo)
         self._adaptSection = AdaptSection(ui, self.adapt)
+        modelsSection = ModelsSection(ui, self.models, lambda: self.segment.state.model_id)
+        self.segment.changed.connect(modelsSection.show)        # what can be done depends on the chosen model
         self._parts = [SegmentSection(ui, self.segment, self.onOffer), ResultRow(ui, self.segment, self.editor),
-                       self._adaptSection, ModelsSection(ui, self.models, lambda: self.segment.state.model_id)]
+                       self._adaptSection, modelsSection]
         self._attentionSection = AttentionSection(ui, self.attention)
         self._parts.append(self._attentionSection)
         self._parameters, self._watched, self._linking = None, set(), False

@@ -8,7 +8,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .widgets import ButtonRow, Connections, QuestionBox, fillBox, fillRows, fitHeight, setText, swatch, warningPixmap
+from .widgets import (ButtonRow, Connections, QuestionBox, fillBox, fillRows, fitHeight, modelTitle, setText, swatch,
+                      warningPixmap)
 
 
 def fitRegion(roi, volume):
@@ -162,7 +163,7 @@ class SegmentSection:
         ui.modelSearch.setVisible(len(state.models) > 4 or bool(state.model_filter))
         if ui.modelSearch.text != state.model_filter:
             ui.modelSearch.setText(state.model_filter)
-        fillRows(ui.modelList, [(row.title, row.tooltip) for row in state.models])
+        fillRows(ui.modelList, [(modelTitle(row), row.tooltip) for row in state.models])
         fitHeight(ui.modelList, least=1, most=5)
         chosen = [index for index, row in enumerate(state.models) if row.id == state.model_id]
         ui.modelList.setCurrentRow(chosen[0] if chosen else -1)
@@ -170,6 +171,7 @@ class SegmentSection:
         facts = [_("{modality}, {count} structures, {size} MB, license {license}.").format(
             modality=row.modality, count=len(row.structures), size=f"{row.megabytes:g}", license=row.licence)
             for row in rows]
+        facts += [row.adapted_sentence for row in rows if row.adapted_sentence]
         setText(ui.modelDetails, " ".join([*facts, state.model_sentence]))
         ui.modelDetails.setToolTip(rows[0].tooltip if rows else "")
 

@@ -92,6 +92,11 @@ def fitHeight(rows, least, most):
     rows.setFixedHeight(shown * height + 2 * rows.frameWidth + 2)
 
 
+def modelTitle(row):
+    """A model's line in a list; a version stands under what it was adapted from."""
+    return "    " * row.depth + row.title
+
+
 def swatch(color):
     """An icon of one color, (r, g, b) in 0 to 255."""
     pixmap = qt.QPixmap(12, 12)

@@ -214,6 +214,7 @@ def test_models_are_added_and_deleted(desk, engine, tmp_path, monkeypatch):
     import json
     import shutil
 
+    import qt
     from HiEndSegLib.resources import resource
 
     registry, models = desk.segment._catalogue._registry, desk.panel.sections.models
@@ -233,6 +234,15 @@ def test_models_are_added_and_deleted(desk, engine, tmp_path, monkeypatch):
     assert desk.until(lambda: not models.state.busy, 30) and "is sound" in desk.ui.modelsSentence.text
     desk.ui.openFolderButton.click()
     assert dialogs.DesktopServices.opened[-1].endswith(str(card["version"]))
+    assert not desk.ui.forgetButton.visible, "nothing is kept beside it"
+    exported = tmp_path / "mine.zip"
+    dialogs.answer(str(exported.with_suffix("")))
+    desk.ui.exportButton.click()
+    assert desk.until(lambda: not models.state.busy, 30) and exported.is_file(), desk.ui.modelsSentence.text
+    exported.write_bytes(b"mine")
+    dialogs.answer(str(exported.with_suffix("")), qt.QMessageBox.Cancel)
+    desk.ui.exportButton.click()
+    assert not models.state.busy and exported.read_bytes() == b"mine", "replaced without having been asked"
     desk.ui.deleteButton.click()
     desk.picture("models")
     desk.press(desk.ui.modelsQuestionBox, "Delete")
