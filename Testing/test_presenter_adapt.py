@@ -274,7 +274,7 @@ def test_nothing_better_keeps_nothing_unless_told_to(desk, ct):                 
     assert job.arguments == {"unsaved": "unsaved-1"} and desk.state.phase == "finishing" and not desk.state.can_keep
     desk.end(job)
     assert desk.state.result_key == "mine@1.0.0" and desk.state.can_use and not desk.state.can_keep
-    assert "was kept, although nothing got better" in desk.state.headline
+    assert "was kept all the same" in desk.state.headline
 
 
 def test_what_cannot_be_kept_any_more_is_said(desk, ct):                                            # noqa: F811
@@ -435,7 +435,7 @@ def test_both_sections_wait_for_the_engine_and_say_so(desk, ct):                
     assert desk.state.detail == "Waiting for the segmentation that runs; the engine does one thing at a time."
     desk.end_segment()
     desk.tick(times=2)
-    assert desk.state.detail == "Waiting for the engine; it does one thing at a time."
+    assert desk.state.detail == "Waiting until the engine is ready; it does one thing at a time."
     job._move(JobState.RUNNING)
     desk.clock.pass_(100)
     desk.learn(job)

@@ -66,6 +66,8 @@ class AdaptEnd:
         said = dict.fromkeys(filter(None, [str(report.get("sentence") or ""), *messages, *map(str, result.messages)]))
         end = cls("done", "", " ".join(said), tuple(log), table, result.key, order.name, result.unsaved,
                   order.structures, worse, change_sentence(table), order, report)
+        if result.key is None and all(row.verdict == "unknown" for row in table if row.taught):
+            return replace(end, headline=_("Whether anything got better could not be measured, so nothing was kept."))
         if result.key is None:
             return replace(end, headline=_("Nothing got better, so nothing was kept. The model is as it was."))
         if report.get("stopped") == "asked":
@@ -77,7 +79,7 @@ class AdaptEnd:
     def kept(self, key: str) -> AdaptEnd:
         """It was kept after all."""
         return replace(self, phase="done", key=key, unsaved=None, headline=_(
-            '"{name}" was kept, although nothing got better.').format(name=self.title))
+            '"{name}" was kept all the same.').format(name=self.title))
 
     def without_version(self, headline: str) -> AdaptEnd:
         """The version that was made was deleted again."""
@@ -91,7 +93,7 @@ def score_rows(report: dict) -> tuple[ScoreRow, ...]:
     for entry in _list(report.get("taught")):
         if isinstance(entry, dict) and "id" in entry:
             before, after = _number(entry.get("dice_before")), _number(entry.get("dice_after"))
-            verdict = _verdict(before, after)
+            verdict = _verdict(0.0 if entry.get("new") else before, after)
             rows.append(ScoreRow(str(entry["id"]), str(entry.get("name") or entry["id"]), True, before, after,
                                  _number(entry.get("surface_before_mm")), _number(entry.get("surface_after_mm")),
                                  verdict, _taught_words(entry, verdict)))
@@ -137,6 +139,8 @@ def _verdict(before: float | None, after: float | None) -> str:
 def _taught_words(entry: dict, verdict: str) -> str:
     if verdict == "unknown":
         return _("Not measured: too small to hold a part of it out of the teaching.")
+    if entry.get("new") and verdict != "better":
+        return _("Not learned")
     if verdict == "better":
         return _("Newly learned") if entry.get("new") else _("Better")
     return _("Worse") if verdict == "worse" else _("No change")

@@ -92,7 +92,7 @@ class Work:
             return _("Reading the voxels")
         if self.waiting:
             return _("Waiting for the segmentation that runs; the engine does one thing at a time.") \
-                if self._others() else _("Waiting for the engine; it does one thing at a time.")
+                if self._others() else _("Waiting until the engine is ready; it does one thing at a time.")
         if getattr(self._engine, "worker_state", "") == "silent":
             return _("The engine has not answered for some seconds; wait a little, or cancel.")
         return self.job.progress.message
