@@ -209,3 +209,8 @@ class HiEndSegTest(ScriptedLoadableModuleTest):
         from HiEndSegPanel import scenarios
 
         scenarios.adaptFromStartToEnd(self, HiEndSegLogic())
+
+    def test_attentionFromStartToEnd(self):
+        from HiEndSegPanel import scenarios_attention
+
+        scenarios_attention.attentionFromStartToEnd(self, HiEndSegLogic())

@@ -150,10 +150,10 @@ def test_the_modules_own_self_test_passes(desk):
     module = sys.modules["HiEndSeg"]
     desk.exit()
     suite = unittest.TestLoader().loadTestsFromTestCase(module.HiEndSegTest)
-    assert suite.countTestCases() == 6
+    assert suite.countTestCases() == 7
     result = unittest.TestResult()
     suite.run(result)
-    assert result.testsRun == 6 and not result.skipped
+    assert result.testsRun == 7 and not result.skipped
     assert not result.errors and not result.failures, "\n".join(text for _case, text in result.errors + result.failures)
     assert not [name for name in vars(module.HiEndSegTest) if "test" in name.lower() and not name.startswith("test_")]
 
