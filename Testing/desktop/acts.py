@@ -245,11 +245,15 @@ def under_transform(desk, volume, transform, name, answer=None):
     return array
 
 
-def adapt(desk, volume, name="adapt", structure="spleen", steps=6, overlay=True):
+#: What is corrected in the act, the first of these that is there.
+CORRECTED = ("spleen", "liver", "heart", "aorta")
+
+
+def adapt(desk, volume, name="adapt", steps=6):
     """A corrected case teaches the model one structure that it knows and one that it does not, in a few steps; the
     version is kept, looked at, used, given up and deleted.
 
-    steps: None for as many as the panel would take. Returns the state after the lesson.
+    steps: None for as many as the panel takes. Returns the state after the lesson.
     """
     import qt
     from HiEndSegPanel import scenarios
@@ -258,6 +262,8 @@ def adapt(desk, volume, name="adapt", structure="spleen", steps=6, overlay=True)
     desk.choose(volume)
     node = desk.run()
     assert node is not None, desk.state.detail
+    structure = next(id_ for id_ in CORRECTED
+                     if desk.slicer.util.arrayFromSegmentBinaryLabelmap(node, id_, volume).sum() > 1000)
     new = scenarios.correct(volume, node, structure, "Cyst")
     ui.segmentSection.collapsed, ui.adaptSection.collapsed = True, False
     ui.adaptCompareButton.click()
@@ -287,14 +293,13 @@ def adapt(desk, volume, name="adapt", structure="spleen", steps=6, overlay=True)
     key = presenter.state.result_key
     assert key is not None and key in [row.id for row in desk.state.models], presenter.state.headline
     desk.picture(f"{name}-done", volume, node)
-    if overlay:
-        ui.adaptOverlayBox.click()
-        assert desk.until(lambda: len(presenter.state.overlay_ids) == 2), presenter.state.overlay_sentence
-        node.GetDisplayNode().SetVisibility(False)
-        desk.picture(f"{name}-before-after", volume, node)
-        node.GetDisplayNode().SetVisibility(True)
-        ui.adaptOverlayBox.click()
-        assert presenter.state.overlay_ids == ()
+    ui.adaptOverlayBox.click()
+    assert desk.until(lambda: len(presenter.state.overlay_ids) == 2), presenter.state.overlay_sentence
+    node.GetDisplayNode().SetVisibility(False)
+    desk.picture(f"{name}-before-after", volume, desk.node(presenter.state.overlay_ids[1]))
+    node.GetDisplayNode().SetVisibility(True)
+    ui.adaptOverlayBox.click()
+    assert presenter.state.overlay_ids == ()
     ui.adaptUseButton.click()
     assert desk.state.model_id == key and ui.adaptRevertButton.visible
     ui.adaptRevertButton.click()

@@ -56,7 +56,7 @@ def play(desk, name, act):
     return row
 
 
-def acts_on(desk, path, name, everything, folder):
+def acts_on(desk, path, name, everything, folder, steps):
     """(name, function) pairs for one volume."""
     import acts
 
@@ -88,6 +88,7 @@ def acts_on(desk, path, name, everything, folder):
     yield f"{name} segment", segment
     if everything:
         yield f"{name} attention", lambda: f"{acts.attend(desk, load(), f'{name}-attention'):.2f} s a drag"
+        yield f"{name} adapt", lambda: acts.adapt(desk, load(), f"{name}-adapt", steps=steps).headline
         yield f"{name} cancel", lambda: f"{acts.cancel(desk, load(), f'{name}-cancel'):.2f} s"
         yield f"{name} worker killed", lambda: acts.worker_killed(desk, load(), f"{name}-killed")
         yield f"{name} scene closed", lambda: acts.scene_closed(desk, load(), f"{name}-scene-closed")
@@ -104,6 +105,8 @@ def main(arguments=None):
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--steps", type=int, help="of the act that adapts; as many as the panel takes if not given")
+    parser.add_argument("--act", default="", help="only acts whose name holds this")
     options = parser.parse_args(arguments)
     paths = volumes(options.data, options.names)
     if not paths:
@@ -121,8 +124,10 @@ def main(arguments=None):
         desk.patience = 3600.0
         desk.enter()
         for number, path in enumerate(paths):
-            for name, act in acts_on(desk, path, title(path, options.data), number == 0, models):
-                rows.append(play(desk, name, act))
+            for name, act in acts_on(desk, path, title(path, options.data), number == 0, models,
+                                     options.steps):
+                if options.act in name:
+                    rows.append(play(desk, name, act))
         desk.module.unload()
     with open(options.out / "report.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys())

@@ -235,6 +235,14 @@ def test_models_are_added_and_deleted(desk, engine, tmp_path, monkeypatch):
     desk.ui.openFolderButton.click()
     assert dialogs.DesktopServices.opened[-1].endswith(str(card["version"]))
     assert not desk.ui.forgetButton.visible, "nothing is kept beside it"
+    kept = tmp_path / "own" / f"mine@{card['version']}" / "teaching.npz"
+    kept.write_bytes(b"images")
+    desk.segment.refresh()
+    models.refresh()
+    assert desk.ui.forgetButton.visible
+    desk.ui.forgetButton.click()
+    desk.press(desk.ui.modelsQuestionBox, "Delete images")
+    assert desk.until(lambda: not models.state.busy, 30) and not kept.exists() and not desk.ui.forgetButton.visible
     exported = tmp_path / "mine.zip"
     dialogs.answer(str(exported.with_suffix("")))
     desk.ui.exportButton.click()
