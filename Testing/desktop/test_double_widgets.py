@@ -126,11 +126,11 @@ def test_a_plot_view_draws_the_chart_of_its_node(scene):
     scene.AddNode(node)
     node.SetPlotChartNodeID(chart.GetID())
     view.setMRMLPlotViewNode(node)
-    assert [(name, len(points)) for name, _color, points in view._series()] == [("PlotSeries", 3)]
+    assert [(name, len(points)) for name, _color, points in view._lines] == [("PlotSeries", 3)]
     view.resize(200, 120)
     empty = view.grab().toImage()
     scene.RemoveNode(chart)
-    assert view._series() == [] and view.grab().toImage() != empty
+    assert view._lines == [] and view.grab().toImage() != empty
     with pytest.raises(AttributeError):
         view.mrmlPlotViewNode()                     # not invokable in Slicer either
     view.setMRMLPlotViewNode(None)

@@ -18,7 +18,10 @@ class NoOwner(RuntimeError):
 
 
 class qMRMLPlotView(QtWidgets.QWidget):
-    """What PythonQt reaches of it: slots only; its getters are not invokable. Scene first, as it draws from there."""
+    """What PythonQt reaches of it: slots only; its getters are not invokable. Scene first, as it draws from there.
+
+    Nodes are read when their events come, not when it is drawn: a change without an event is not seen, as in Slicer.
+    """
 
     _stands_for_native = True
     SIGNALS = {"mrmlSceneChanged(vtkMRMLScene*)": "_sceneChanged"}
@@ -27,7 +30,7 @@ class qMRMLPlotView(QtWidgets.QWidget):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self._scene = self._node = self._chart = None
-        self._tags, self._chartTags = [], []
+        self._tags, self._chartTags, self._lines = [], [], []
         self.destroyed.connect(_watch.forget(self._tags))
         self.destroyed.connect(_watch.forget(self._chartTags))
 
@@ -66,12 +69,13 @@ class qMRMLPlotView(QtWidgets.QWidget):
             self._chart = chart
             if chart is not None:
                 _watch.watch(self._chartTags, chart, vtk.vtkCommand.ModifiedEvent, self._moved)
+        self._moved()
+
+    def _moved(self, caller=None, event=None):
+        self._lines = self._read()
         self.update()
 
-    def _moved(self, caller, event):
-        self.update()
-
-    def _series(self):
+    def _read(self):
         """(name, color, points) of every series that can be drawn, as the genuine view picks them."""
         if self._chart is None:
             return []
@@ -92,7 +96,7 @@ class qMRMLPlotView(QtWidgets.QWidget):
         return found
 
     def paintEvent(self, event):
-        painter, series = QtGui.QPainter(self), self._series()
+        painter, series = QtGui.QPainter(self), self._lines
         painter.fillRect(self.rect, QtGui.QColor(255, 255, 255))
         everything = [point for _name, _color, points in series for point in points]
         if everything:
