@@ -218,6 +218,11 @@ def test_finishing_early_keeps_the_best(desk, ct):                              
     desk.presenter.press()
     desk.presenter.answer("finish")
     assert job.finishing and desk.state.phase == "finishing" and not desk.state.finish_available
+    desk.presenter.press()
+    assert [one.id for one in desk.state.question.choices] == ["cancel", "discard"]
+    desk.tick()
+    assert desk.state.question is not None and job.state == "running", "a second click loses nothing"
+    desk.presenter.answer("cancel")
     desk.end(job, stopped="asked")
     assert desk.state.phase == "done" and "holds the best until you stopped" in desk.state.headline
 
@@ -521,11 +526,20 @@ def test_a_case_segmented_by_a_version_teaches_the_version(scene, ct):          
     desk.presenter.enter()
     assert desk.state.model_id == "mine@1.0.0" and desk.segment.state.model_id == "tiny@1.0.0"
     assert desk.state.name_suggestion == "Mine 2" and not desk.state.can_revert
+    assert desk.state.segmentation_sentence.endswith("It was made by mine@1.0.0.")
     desk.presenter.set_model("tiny")
     desk.presenter.enter()
     assert desk.state.model_id == "tiny@1.0.0", "the person's choice stays"
     desk.segment.set_model("mine")
     assert desk.state.can_revert and 'Segment with "Tiny test model" again' in desk.state.revert_tooltip
+    desk.registry.cards = [mine]                # the base went; its checksum is what counts
+    desk.presenter.refresh()
+    desk.segment.refresh()
+    assert not desk.state.can_revert
+    desk.registry.cards = [base]
+    desk.presenter.refresh()
+    assert "mine@1.0.0, which is not installed now" in desk.state.segmentation_sentence
+    assert desk.state.model_id == "tiny@1.0.0"
     desk.presenter.close()
 
 

@@ -420,3 +420,38 @@ def test_the_next_case_of_the_segment_section_is_taken_over(desk, ct):          
     desk.presenter.node_removed(id_)
     desk.presenter.enter()
     assert desk.state.volume_id == third.GetID()
+
+
+def test_a_volume_that_was_moved_is_segmented_again(desk, ct):                                      # noqa: F811
+    desk.compared(ct, corrected())
+    matrix = lattice_of(ct)[1].copy()
+    matrix[0, 3] += 5
+    ct.SetIJKToRASMatrix(matrix_to_vtk(matrix))
+    desk.presenter.compare()
+    desk.tick()
+    assert desk.state.phase == "comparing" and desk.engine.count("segment") == 2
+
+
+def test_a_segmentation_of_another_volume_is_named(desk, ct):                                       # noqa: F811
+    other = node_from_volume(ct_volume("oblique"), desk.scene, name="another CT")
+    node = desk.case(other, made_by="")
+    desk.presenter.set_volume(ct)
+    desk.presenter.set_segmentation(node)
+    assert 'It was drawn on "another CT", not on "CT"' in desk.state.segmentation_sentence
+    desk.presenter.set_volume(other)
+    desk.presenter.set_segmentation(node)
+    assert "It was drawn on" not in desk.state.segmentation_sentence
+
+
+def test_more_segments_than_a_model_can_have(desk, ct):                                             # noqa: F811
+    node = desk.case(ct)
+    for number in range(253):
+        node.GetSegmentation().AddEmptySegment(f"s{number}", f"Part {number}")
+    desk.segment.set_volume(ct)
+    desk.presenter.enter()
+    desk.presenter.compare()
+    desk.tick()
+    desk.end_segment()
+    desk.tick()
+    assert len(desk.state.rows) == 254 and "2 more segments are not listed" in desk.state.rows_sentence
+    assert desk.state.rows[100].sentence == "Nothing is drawn, so nothing can be learned."

@@ -113,7 +113,7 @@ def test_importing_the_presenter_imports_nothing_heavy():
              "PySide6", "qt", "trame", "psutil")
     code = ("import sys\n"
             "import HiEndSegLib.presenter, HiEndSegLib.presenter.segment, HiEndSegLib.presenter.models\n"
-            "import HiEndSegLib.presenter.setup\n"
+            "import HiEndSegLib.presenter.setup, HiEndSegLib.presenter.adapt, HiEndSegLib.presenter.adapt_state\n"
             f"print([name for name in {heavy} if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -24,11 +24,11 @@ from .adapt_curve import CurveChart
 from .adapt_inputs import AdaptInputs
 from .adapt_outcome import AdaptEnd
 from .adapt_overlay import Overlay
-from .adapt_questions import sides_question, stop_question
+from .adapt_questions import discard_question, sides_question, stop_question
 from .adapt_ready import AdaptReady
 from .adapt_results import AdaptResults
 from .adapt_rows import Rows
-from .adapt_run import AdaptOrder, AdaptRun, Work
+from .adapt_run import AdaptOrder, AdaptRun, Work, base_of
 from .adapt_show import Family, show_comparing, show_keeping, show_run, show_still
 from .adapt_speeds import AdaptSpeeds
 from .adapt_state import AdaptState
@@ -97,9 +97,10 @@ class AdaptPresenter(AdaptChoices, AdaptComparing, AdaptReady, AdaptResults):
     def press(self) -> None:
         """The big button: adapt; while something runs, stop (and ask whether to keep the best so far)."""
         with self._change():
-            if self._run is not None and self._run.can_finish:
+            run = self._run
+            if run is not None and (run.can_finish or run.state == "finishing"):
                 if self._question is None:
-                    self._ask(stop_question)
+                    self._ask(stop_question if run.can_finish else discard_question)
             elif self.busy:
                 self.cancel()
             else:
@@ -213,6 +214,10 @@ class AdaptPresenter(AdaptChoices, AdaptComparing, AdaptReady, AdaptResults):
 
     def node_removed(self, node_id: str) -> None:
         """A node is about to be or was removed. Call it for every node; most do not matter here."""
+        mine = {self._inputs.volume_id, self._inputs.segmentation_id, self._overlay.volume_id, self._chart.id,
+                *self._overlay.ids}
+        if node_id not in mine and not (self._run is not None and self._run.needs(node_id)):
+            return
         with self._change():
             self._orphans += self._overlay.removed(node_id)
             self._chart.removed(node_id)
@@ -343,8 +348,7 @@ class AdaptPresenter(AdaptChoices, AdaptComparing, AdaptReady, AdaptResults):
                 self._publish()
 
     def _show(self) -> AdaptState:
-        card = self._inputs.card
-        times = card.id if card is not None else "encoder", self._segment.device_kind
+        times = base_of(self._inputs.card), self._segment.device_kind
         return show_still(
             inputs=self._inputs, rows=self._rows, speeds=self._speeds, overlay=self._overlay, end=self._end,
             question=self._question, obstacle=self._obstacle(), compare_obstacle=self._compare_obstacle(),

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import HiEndSegError, InputError
 from . import wording
 
 if TYPE_CHECKING:
@@ -36,8 +36,15 @@ class Answer:
     def fits(self, scene: Any, volume_id: str, card: ModelCard) -> bool:
         """Whether it is what `card` would say of the volume as it is now."""
         node = scene.GetNodeByID(volume_id)
-        return (volume_id == self.volume_id and card.checksum == self.model and node is not None
-                and node.GetImageData() is not None and node.GetImageData().GetMTime() == self.voxels_of)
+        if (volume_id != self.volume_id or card.checksum != self.model or node is None or node.GetImageData() is None
+                or node.GetImageData().GetMTime() != self.voxels_of):
+            return False
+        from ..bridge.volumes import volume_view
+
+        try:
+            return volume_view(node).same_lattice(self.labels)
+        except HiEndSegError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,7 @@ def compare(scene: Any, volume_id: str, segmentation_id: str, card: ModelCard | 
     if all(one.empty for one in drawn):
         raise InputError(_('Nothing is drawn in "{name}"; segment the volume, correct the result, and choose it '
                            "here.").format(name=segmentation.GetName()))
+    left_out = segmentation.GetSegmentation().GetNumberOfSegments() - len(drawn)
     own = [one for one in drawn if not one.is_new]
     structures: dict[str, Compared] = {}
     messages: tuple[str, ...] = ()
@@ -131,6 +139,9 @@ def compare(scene: Any, volume_id: str, segmentation_id: str, card: ModelCard | 
                                                             [one.label.id])
             structures[one.segment_id] = Compared(one.label, True, one.segment_name, one.how, one.milliliters,
                                                   sentence=_about(one, doubts, ("tiny",)))
+    if left_out > 0:
+        messages += (_("{count} more segments are not listed: a model has at most 254 structures.").format(
+            count=left_out),)
     there = {one.label.id for one in drawn}
     names = tuple(label.name for label in (card.labels if card is not None else ()) if label.id not in there)
     return Comparison(tuple(structures[one.segment_id] for one in drawn), names, messages)

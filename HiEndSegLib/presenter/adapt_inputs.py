@@ -125,7 +125,14 @@ class AdaptInputs:
         self.segmentation_sentence = template.format(count=count, name=node.GetName())
         maker = node.GetAttribute("HiEndSeg.Model")
         if maker:
-            self.segmentation_sentence += " " + _("It was made by {model}.").format(model=maker)
+            template = _("It was made by {model}.") if any(card.key == maker for card in self.catalogue.cards) else \
+                _("It was made by {model}, which is not installed now.")
+            self.segmentation_sentence += " " + template.format(model=maker)
+        drawn_on = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+        if self.facts is not None and drawn_on is not None and drawn_on.GetID() != self.volume_id:
+            self.segmentation_sentence += " " + _(
+                'It was drawn on "{other}", not on "{volume}"; check that they belong together.').format(
+                other=drawn_on.GetName(), volume=self.facts.name)
 
     def obstacle(self) -> str:
         """Why this case cannot be compared or taught; "" where it can."""

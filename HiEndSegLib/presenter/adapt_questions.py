@@ -22,6 +22,13 @@ def stop_question(number: int) -> Question:
         Choice("cancel", _("Go on"))))
 
 
+def discard_question(number: int) -> Question:
+    """The best so far is being written."""
+    return Question(number, "stop", _("The best version so far is being finished. Stop all the same, and keep "
+                                      "nothing?"), (
+        Choice("cancel", _("Let it finish")), Choice("discard", _("Stop and keep nothing"))))
+
+
 def delete_question(number: int, version: str, parent: str) -> Question:
     """After a revert."""
     return Question(number, "delete", _('"{parent}" is used again. Delete the version "{version}"? This cannot be '

@@ -40,7 +40,15 @@ class AdaptOrder:
     @property
     def base(self) -> str:
         """What the times are remembered under."""
-        return self.card.id if self.card is not None else "encoder"
+        return base_of(self.card)
+
+
+def base_of(card: Any) -> str:
+    """What adapting takes as long as: the id of the whole model, of which the versions differ little; or "encoder"."""
+    if card is None:
+        return "encoder"
+    adaptation = getattr(card, "adaptation", None)
+    return str(((adaptation or {}).get("base") or {}).get("id") or card.id)
 
 
 class Work:
