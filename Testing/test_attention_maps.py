@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import attention_models as am
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from HiEndSegLib.operations.attend_result import AttentionMap, AttentionResult, 
 from HiEndSegLib.operations.attend_session import AttendSession, coarser, window_start
 from HiEndSegLib.tasks import CancelToken
 
+ROOT = Path(__file__).resolve().parents[1]
 P, TILE, SPACING = 4, 16, 2.0
 ORIENTATIONS = {"RAS": "RAS", "left-handed": "LAS", "permuted": "PIR", "all turned": "SLA"}
 
@@ -316,3 +321,16 @@ def test_a_result_survives_the_process_border(tmp_path):
     for a, b in zip(back.maps, result.maps):
         np.testing.assert_array_equal(a.weights, b.weights)
         assert (a.layer, a.head, a.sentence) == (b.layer, b.head, b.sentence) and a.weights.dtype == np.float32
+
+
+def test_results_are_read_where_there_is_neither_torch_nor_nibabel():
+    """A face holds them, in a Slicer that was not set up too."""
+    code = ("import sys, numpy as np\n"
+            "for name in ('torch', 'nibabel', 'scipy', 'SimpleITK'): sys.modules[name] = None\n"
+            "from HiEndSegLib.operations.attend_result import AttentionMap\n"
+            "from HiEndSegLib.operations.attend_result import on_lattice\n"
+            "import HiEndSegLib.engine.attending\n"
+            "cells = AttentionMap(0, None, np.ones((2, 2, 2), np.float32) / 8, np.eye(4)).as_cells()\n"
+            "print(on_lattice(cells, cells).array.sum())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.strip() == "1.0", done.stderr

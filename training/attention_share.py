@@ -236,11 +236,19 @@ def markdown(rows: Sequence[Shares], cases: Sequence[Case], points: int) -> str:
     lines += _by_structure(rows)
     seen = ", ".join(sorted(case.name for case in cases if case.name in DEVELOPMENT))
     lines.append(f"- Cases: {', '.join(case.name for case in cases)}. The default model never saw "
-                 f"{seen or 'none of them'}; the others it was trained on.")
+                 f"{seen or 'any of them'}" + ("; the others it was trained on." if seen else "."))
+    if seen:
+        lines.append(f"- On {seen} alone, of the body, mean over blocks: " + ", ".join(
+            f"{row.row} {_cell(_held_out(row))}" for row in rows) + ".")
     share = 100 * np.mean(list(first.window_base.values()))
     lines.append(f"- The organs fill {share:.1f} % of their windows on average. Mean over organs; an organ counts the "
                  "same however large it is. `random`: the network as training begins.")
     return "\n".join(lines) + "\n"
+
+
+def _held_out(row: Shares) -> np.ndarray:
+    keys = [key for key in sorted(row.of_body) if key[0] in DEVELOPMENT and row.body_base[key] > 1e-6]
+    return np.array([(row.of_body[key] / row.body_base[key]).mean() for key in keys])
 
 
 def _cell(values: np.ndarray) -> str:

@@ -12,7 +12,6 @@ from typing import Sequence
 import numpy as np
 
 from ..errors import OptionError
-from ..geometry.resample import resample_like
 from ..geometry.volume import Volume
 
 #: What can be asked for. "encoder": softmax attention of one block. "rollout": attention followed from one block down
@@ -193,6 +192,8 @@ def on_lattice(cells: Volume, like: Volume) -> Volume:
     rest = reach.copy()
     rest[axes, range(3)] = 0.0
     if sorted(axes) != [0, 1, 2] or rest.max() > 1e-3:
+        from ..geometry.resample import resample_like      # brings nibabel, which a Slicer lacks before it was set up
+
         return resample_like(cells, like, order=1, fill=0.0)
     array = np.zeros(like.shape, dtype=np.float32, order="F")
     rows = [_rows(step[a, b], step[a, 3], like.shape[b], cells.shape[a]) for b, a in enumerate(axes)]

@@ -61,7 +61,7 @@ def segment(model: Model, volume: Volume, *, device: str = "auto", only: Sequenc
     Raises InputError (not a usable volume), OptionError (unknown structure, region outside), DeviceError,
     OutOfMemoryError (with the two numbers), ModelError, Cancelled.
     """
-    job = _Job(model.card, volume, only, roi, progress, cancel or CancelToken())
+    job = SegmentJob(model.card, volume, only, roi, progress, cancel or CancelToken())
     job.parameters = {"device": device, "only": list(only) if only is not None else None,
                       "roi": [list(pair) for pair in job.roi] if job.roi else None, "precision": precision,
                       "overlap": model.card.overlap, "tile": list(model.card.tile),
@@ -90,7 +90,7 @@ def segment(model: Model, volume: Volume, *, device: str = "auto", only: Sequenc
     return SegmentResult(labels, job.legend, statistics, info, job.messages)
 
 
-class _Job:
+class SegmentJob:
     """One call of `segment`: the stages in order, and what they say and measure."""
 
     def __init__(self, card: ModelCard, volume: Volume, only, roi, progress: Progress, cancel: CancelToken):
@@ -289,7 +289,7 @@ def wanted_labels(card: ModelCard, only: Sequence[str] | None) -> list[Label]:
 
 
 @contextmanager
-def _memory_in_words(job: _Job) -> Iterator[None]:
+def _memory_in_words(job: SegmentJob) -> Iterator[None]:
     """Main memory that runs out in any stage becomes a sentence."""
     try:
         yield

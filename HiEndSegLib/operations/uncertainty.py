@@ -19,7 +19,7 @@ from .attend_result import UncertaintyResult
 from .attend_session import shifted
 from .devices import choose_device, cpu_threads
 from .scores import ScoreGrid
-from .segment import _Job
+from .segment import SegmentJob
 
 #: Layers of the model lattice that are looked at at a time.
 LAYERS = 8
@@ -35,7 +35,7 @@ def uncertainty(model: Model, volume: Volume, *, device: str = "auto", roi=None,
     The structures are those before their largest parts are chosen, at the model's spacing.
     Raises what `segment` raises.
     """
-    job = _Job(model.card, volume, None, roi, progress, cancel or CancelToken())
+    job = SegmentJob(model.card, volume, None, roi, progress, cancel or CancelToken())
     with cpu_threads(threads):
         job.make_plan(choose_device(device).kind, tile_batch, memory_limit)
         job.prepare()
@@ -89,6 +89,6 @@ def entropy_of(grid: ScoreGrid, keep: np.ndarray, cancel: CancelToken) -> tuple[
     return entropy, rows
 
 
-def _info(job: _Job) -> dict:
+def _info(job: SegmentJob) -> dict:
     return {"model": {"id": job.card.id, "version": job.card.version, "title": job.card.title}, "device": job.device,
             "precision": job.precision, "timings": {name: round(s, 3) for name, s in job.timings.items()}}
