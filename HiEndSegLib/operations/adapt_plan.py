@@ -27,7 +27,8 @@ FEWEST_CROPS = 32
 ANY_SIZE = ("maskmed", "pointwise")
 
 #: Bytes a crop's voxel takes forward and back. Measured at 72^3 with 20 classes on a CPU, MaskMed: quick 990 in
-#: bfloat16, full 1070; at 96^3 in float32 890 and 1130, pointwise 980 and 1310.
+#: bfloat16, full 1070; at 96^3 in float32 890 and 1130, pointwise 980 and 1310. A whole adaptation of the default model
+#: (122 x 101 x 112 voxels of 3 mm) took 824 MB after 40 quick steps, 760 MB in full; planned for that: 1.0 and 0.9 GB.
 STEP_BYTES = {"quick": 1050, "full": 1300}
 #: Bytes of a kept crop's voxel: the frozen part's maps in bfloat16; per class, the parent's scores at an eighth of the
 #: voxels in float16.
@@ -42,15 +43,16 @@ LATTICE_BYTES = 16
 INPUT_BYTES = 6
 FIXED_BYTES, DEVICE_FIXED_BYTES = 250_000_000, 150_000_000
 #: Layers of a case, as a share, that are held out in slabs and looked at between steps.
-HELD_SHARE, SLABS = 0.25, 2
+HELD_SHARE, SLABS = 0.25, 1.5
 
-#: Seconds of a tile's voxel forward, where no segmentation was timed: one CPU core with and without bfloat16
-#: instructions lie on both sides of it; a graphics card; Apple's.
+#: Seconds of a tile's voxel forward, where no segmentation was timed. A CPU core: 0.84e-6 with bfloat16 instructions,
+#: 1.3e-6 without (measured); a graphics card and Apple's: estimated.
 VOXEL_SECONDS = {"cpu": 1.1e-6, "cuda": 1.5e-8, "mps": 1.5e-7}
-#: What things cost in units of a forward pass over as many voxels (measured for the default model, one core).
-FRONT, STEP, SCORE = 0.3, {"quick": 1.5, "full": 2.4}, {"quick": 0.7, "full": 1.0}
+#: What things cost in units of a forward pass over as many voxels, measured for the default model on one core: a step,
+#: a look at a held-out tile, a crop that is kept (the frozen part, and the parent's word on it).
+STEP, SCORE, KEEP = {"quick": 1.55, "full": 3.05}, {"quick": 0.7, "full": 0.9}, 0.8
 #: Seconds of drawing one crop of a million voxels, on the CPU.
-DRAW = 0.35
+DRAW = 0.25
 #: Of the tiles that are planned, the share that is not air.
 BODY_SHARE = 0.85
 
@@ -119,7 +121,7 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
     crops = CROPS if speed == "quick" else 0
 
     def host_need() -> int:
-        during = lattices + kept_held + crops * kept + (step if on_cpu else 0)
+        during = lattices + kept_held + min(crops, steps) * kept + (step if on_cpu else 0)
         return int(max(prepare, during, lattices + 8 * parameters + (answer if on_cpu else model_voxels * 4)))
 
     while crops > FEWEST_CROPS and host_need() > USABLE * host_free:
@@ -127,7 +129,7 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
     need = host_need()
     fits = need <= USABLE * host_free and (on_cpu or device_need <= device_bytes)
     tiles = BODY_SHARE * len(tile_starts((0, 0, 0), model_shape, model_shape, card.tile, card.overlap))
-    minutes = _seconds(speed, steps, crops, cases, tiles, held, crop, tile, device_kind, options) / 60
+    minutes = _seconds(speed, steps, min(crops, steps), cases, tiles, held, crop, tile, device_kind, options) / 60
     sentence = (f"{speed.capitalize()}: about {_time(minutes)}, {steps} steps, {gigabytes(need)} of main memory "
                 f"({gigabytes(host_free)} free)")
     if not on_cpu:
@@ -173,7 +175,7 @@ def _seconds(speed: str, steps: int, crops: int, cases: int, tiles: float, held:
     scores = math.ceil(steps / EVERY) + 1
     drawn = crops if speed == "quick" else steps
     return (forward * (tiles * (cases + 1) + scores * held * SCORE[speed] + steps * STEP[speed] * crop / tile
-                       + (crops * crop / tile + held) * FRONT) + DRAW * drawn * crop / 1e6)
+                       + crops * KEEP * crop / tile) + DRAW * drawn * crop / 1e6)
 
 
 def _time(minutes: float) -> str:
