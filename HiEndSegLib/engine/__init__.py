@@ -8,8 +8,10 @@
         job = engine.submit_segment(volume)                                       # or: poll from a timer
         while not job.done:
             job.poll()
+        job = engine.submit_adapt(volume, labels, legend, name="Mine", structures=["liver"])
+        job.records, job.finish(), job.cancel()                  # what it tells while it learns; stop early; stop
 
-`interface.py` says what both offer, `protocol.py` what goes over the pipe.
+`interface.py` says what both offer, `job.py` what a submitted operation is, `protocol.py` what goes over the pipe.
 """
 
 from __future__ import annotations
