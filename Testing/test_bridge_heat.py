@@ -262,6 +262,12 @@ def test_what_a_person_chose_meanwhile_stays(scene, view, furnished):
     assert view.composite.GetForegroundVolumeID() is None, "it is not forced upon the view again"
     foreground.hide()
     assert (view.composite.GetForegroundVolumeID(), view.composite.GetForegroundOpacity()) == (None, 0.1)
+    foreground.show(node, ct, 0.6)
+    view.composite.SetForegroundOpacity(0.8)                            # by the view's own slider
+    foreground.show(node, ct, 0.6)
+    assert view.composite.GetForegroundOpacity() == 0.8
+    foreground.show(node, ct, 0.4)
+    assert view.composite.GetForegroundOpacity() == 0.4
 
 
 def test_a_former_foreground_that_is_gone_leaves_none(scene, view, furnished):

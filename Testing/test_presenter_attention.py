@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -284,6 +285,17 @@ def test_two_models(desk, ct):
     desk.presenter.point_at((5.0, 0.0, 0.0))
     desk.settle()
     assert [arguments["model"].id for arguments in desk.asked()[-2:]] == ["tiny", "second"]
+
+
+def test_a_version_is_compared_with_what_it_came_from(scene):
+    base, version = card(), dataclasses.replace(OTHER, adaptation={"parent": {"id": "tiny", "version": "1.0.0"}})
+    third = dataclasses.replace(OTHER, id="third", title="Third")
+    for own, wanted in ((version, base.key), (base, version.key)):
+        desk = AttentionDesk(scene, cards=[third, base, version])
+        desk.presenter.set_model(own.key)
+        desk.presenter.set_compare("model")
+        assert desk.state.other_model_id == wanted
+        desk.presenter.close()
 
 
 def test_side_by_side_in_two_views(desk, ct):

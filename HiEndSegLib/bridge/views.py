@@ -40,6 +40,8 @@ class Foreground:
         """Put `node` in front of `background`; in how many views. Views that came since are found too."""
         if self._ours is not None and self._ours != node.GetID():
             self.hide()
+        if self._ours is not None and self._opacity != opacity:
+            self.set_opacity(opacity)       # only then: a view's own slider may have been moved meanwhile
         self._ours, self._opacity = node.GetID(), opacity
         count = 0
         for view in self._of(background):

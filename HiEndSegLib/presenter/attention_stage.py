@@ -142,7 +142,6 @@ class Stage:
 
         node = self._node(node_id)
         count = self._front.show(node, self._volume(volume_id), opacity)
-        self._front.set_opacity(opacity)
         show_legend(node, True, legend)
         return count
 
