@@ -140,6 +140,7 @@ def test_a_point_under_a_transform_is_asked_in_the_volumes_own_space(desk, ct):
     assert desk.asked()[-1]["at"] == pytest.approx([6.0, 4.0, 2.0], abs=1e-6)
     heat = desk.scene.GetNodeByID(desk.state.heat_id)
     assert heat.GetTransformNodeID() == ct.GetTransformNodeID()
+    assert "under a transform" in desk.state.detail
 
 
 def test_a_transform_set_later_is_followed(desk, ct):
@@ -358,7 +359,10 @@ def test_a_structure_is_asked_with_its_voxels_only(segmented):
     assert desk.asked()[-1]["at"] is None and shape == (6, 6, 6) and int(mask.array.sum()) == 64
     corner = (mask.ijk_to_ras @ [1, 1, 1, 1.0])[:3]
     assert corner == pytest.approx((lattice_of(volume)[1] @ [6, 8, 4, 1.0])[:3])
-    assert desk.state.phase == "shown" and "liver" not in desk.state.headline
+    assert desk.state.phase == "shown" and desk.state.point is None
+    desk.presenter.set_query("point")
+    desk.settle()
+    assert desk.state.point is not None and desk.asked()[-1]["mask"] is None
 
 
 def test_an_empty_structure_is_refused_in_words(segmented):

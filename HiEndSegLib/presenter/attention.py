@@ -91,8 +91,7 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
             if self._closed or self.obstacle:
                 return
             self._open, self._error, self._phase = True, "", "starting"
-            if self._stage.point.position is None and self.query != "structure":
-                self._put(self._stage.middle(self._volume_id))
+            self._need_point()
             self._stage.point.show(True)
             self._ask()
 
@@ -249,6 +248,12 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
                 if not self.obstacle:
                     self._open, self._phase = True, "starting"
             self._ask()
+
+    def _need_point(self) -> None:
+        """A question about a point needs one: in the middle of the slice on screen, to be dragged from there."""
+        point = self._stage.point
+        if self.query != "structure" and point.position is None and not point.placing and not self.obstacle:
+            self._put(self._stage.middle(self._volume_id))
 
     def _put(self, world: Any) -> None:
         self._moving = True

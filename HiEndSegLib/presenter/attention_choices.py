@@ -30,6 +30,8 @@ class AttentionChoices:
             if id_ == "structure" and self.structure is None:
                 rows = self._stage.structures(self._segmentation_id())
                 self.structure = rows[0][0] if rows else None
+            if self._open:
+                self._need_point()
             self._ask()
 
     def set_structure(self, id_: str) -> None:

@@ -119,6 +119,8 @@ def _what_happens(p: AttentionPresenter, phase: str, obstacle: str, working: boo
         notes.append(_("This block spreads its attention almost evenly, so the map says little; try another block."))
     if phase == "shown" and p._views == 0 and not p._away:
         notes.append(_("No slice view shows the volume; choose it as background to see the map."))
+    if phase == "shown" and volume is not None and volume.GetParentTransformNode() is not None:
+        notes.append(_("The volume lies under a transform; places in these sentences are those before it."))
     if phase == "shown" and p._error:
         notes.append(p._error)
     return {"headline": headline, "detail": " ".join(dict.fromkeys(notes)),
