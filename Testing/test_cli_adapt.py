@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from cli_helpers import run, write_ct, write_real_model
+from cli_helpers import files_in, run, write_ct, write_real_model
 from tiny_models import LABELS, write_bytes_model
 
 from HiEndSegLib.cli import adapt
@@ -44,7 +48,7 @@ class FakeEngine:
         self.asked = {"volume": volume, "labels": labels, "legend": legend, **asked}
         progress(0.0, "Learning takes about 0.4 GB.")
         self.play(record, progress, cancel)
-        return AdaptResult(self.key, REPORT, ["One sentence."])
+        return AdaptResult(self.key, REPORT, ["One sentence."], None if self.key else "unsaved")
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ def test_everything_reaches_the_engine_and_the_scores_are_shown(capsys, engine, 
 def test_nothing_kept_is_exit_code_1(capsys, engine, ct):
     engine.key = None
     said = asked(capsys, ct, drawn(ct, (1,)), "--name", "x", "--structures", "liver", code=1)
-    assert "Nothing was kept" in said and "0.610" in said
+    assert "Nothing was kept" in said and "--keep-anyway" in said and "0.610" in said
 
 
 def test_values_without_names_are_the_models(capsys, engine, ct):
@@ -269,3 +273,35 @@ def test_a_real_model_learns_and_is_used(capsys, tmp_path, monkeypatch):
     code, out, err = run(capsys, "adapt", ct, labels, "--name", "With a core", "--structures", "core", "--model",
                          "tiny", "--in-process")
     assert code == 2 and "'With a core 2' is free" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_through_the_worker(tmp_path, presses):
+    write_real_model(tmp_path / "models" / "tiny@1.0.0")
+    before = files_in(tmp_path / "models")
+    ct = write_ct(tmp_path / "ct.nii.gz")
+    command = [sys.executable, "-m", "HiEndSegLib.cli", "adapt", str(ct), str(drawn(ct, (1,))), "--name", "Early",
+               "--new", "1:core=Core", "--steps", "1000000", "--model", "tiny", "--device", "cpu", "--threads", "1",
+               "--keep-anyway"]
+    environment = {**os.environ, "HIENDSEG_MODELS": str(tmp_path / "models"), "PYTHONUNBUFFERED": "1",
+                   "PYTHONPATH": str(Path(__file__).parents[1])}
+    said, pressed = "", 0
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        for line in process.stderr:
+            said += line
+            if "held-out Dice" in line and not pressed or "press Ctrl-C again" in line and pressed < presses:
+                process.send_signal(signal.SIGINT)        # it learns; it finishes
+                pressed += 1
+            if pressed == presses:
+                break
+        out, rest = process.communicate(timeout=60)
+    assert "Traceback" not in said + rest
+    # The second one may come too late: what is on the disk by then is kept, and said.
+    if presses == 1 or "Kept as" in out:
+        assert process.returncode == 0 and "Kept as early@1.0.0" in out, said + rest
+        assert any(name.startswith("early@1.0.0") for name in files_in(tmp_path / "models"))
+    else:
+        assert process.returncode == 130 and "Stopped" in rest, said + rest
+        assert files_in(tmp_path / "models") == before

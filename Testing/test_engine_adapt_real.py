@@ -114,6 +114,16 @@ def test_what_did_not_get_better_is_kept_only_when_asked(client, models):
         client.submit_keep(result.unsaved).result(60)
 
 
+def test_a_model_that_is_best_as_it_was_is_not_kept_twice(client, models):
+    before = files_in(models)
+    volume, labels = case()
+    drawn = labels.with_array((labels.array > 0).astype(np.uint8) * LIVER.value)
+    result = client.adapt(volume, drawn, [LIVER], name="Same", structures=["liver"], steps=1, keep_if_worse=True,
+                          **SETTINGS)
+    assert result.report["best_step"] == 0 and result.key is None and result.unsaved is None
+    assert "nothing to keep" in result.messages[-1] and files_in(models) == before
+
+
 def learning(client, **settings):
     """A job that learns and would go on for ever."""
     job = submit(client, **{"name": "Endless", "steps": 10 ** 6, **settings})

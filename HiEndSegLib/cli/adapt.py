@@ -66,8 +66,8 @@ def show(result: Any) -> int:
     if result.report.get("sentence"):
         say(result.report["sentence"])
     if result.key is None:
-        complain("Nothing was kept; teach from more or better labels, give it more --steps, or keep it with "
-                 "--keep-anyway.")
+        complain("Nothing was kept; teach from more or better labels, or give it more --steps"
+                 + (", or keep it with --keep-anyway." if result.unsaved else "."))
         return 1
     say(f"Kept as {result.key}. Use it with 'hiendseg segment … --model {result.key}'; take it back with 'hiendseg "
         f"models remove {result.key}'.")

@@ -32,7 +32,8 @@ class AdaptResult:
     key: `id@version` of the new version, None when nothing was kept (nothing got better).
     report: scores before and after, see `operations.adapt`; plain numbers, strings, lists and dicts.
     messages: sentences for the person.
-    unsaved: names the result in `Engine.submit_keep` when nothing was kept; None otherwise.
+    unsaved: names the result in `Engine.submit_keep` when it was not kept; None otherwise, and where there is nothing
+    to keep because the best is the model as it was.
     """
 
     key: str | None
@@ -110,6 +111,9 @@ def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[
     if encoder is None:
         network = None
     messages = list(adapted.messages)
+    if encoder is None and not adapted.replaced and not adapted.low_rank:
+        return AdaptResult(None, report, [*messages, "The best that was found is the model as it is, so there is "
+                                                     "nothing to keep."])
     if not (adapted.better or keep_if_worse):
         library.unsaved = Unsaved(write, report)
         return AdaptResult(None, report, messages, library.unsaved.name)
