@@ -80,6 +80,12 @@ def test_segments_are_recognized_by_id_then_meaning_then_name(node):
     assert new[0].color == (51, 102, 153) and new[0].terminology["modifier"][2] == "Right"
 
 
+def test_the_other_side_is_another_structure(node):
+    add_segment(node, np.ones((2, 2, 2)), np.eye(4), "Niere", "S_1", sct("64033007", "Kidney", "right"))
+    add_segment(node, np.ones((2, 2, 2)), np.eye(4), "Nieren", "S_2", sct("64033007", "Kidney"))
+    assert [(one.label.id, one.how) for one in drawn_structures(node, LEGEND)] == [("niere", "new"), ("nieren", "new")]
+
+
 def test_a_terminology_that_no_card_could_hold_is_left_out(node):
     segment = slicer.vtkSegment()
     segment.SetName("Odd")

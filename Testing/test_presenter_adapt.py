@@ -9,6 +9,7 @@ from bridge_scene import ct, ct_volume, scene, slicer                           
 
 from HiEndSegLib.bridge.plots import chart_points
 from HiEndSegLib.errors import EngineError, InputError, ModelError, OptionError
+from HiEndSegLib.presenter.adapt_outcome import change_sentence, score_rows
 from HiEndSegLib.presenter.adapt_state import ADAPT_BUSY, ADAPT_PHASES
 
 SHAPE = ct_volume().shape
@@ -422,6 +423,27 @@ def test_a_run_teaches_how_long_it_takes(desk, ct):                             
     desk.settings["adapt_times"] = "no json"
     desk.presenter.refresh()
     assert desk.state.speeds[0].minutes == 5.0
+
+
+def test_the_table_says_what_got_better_and_worse():
+    rows = score_rows({
+        "taught": [{"id": "a", "name": "A", "new": False, "dice_before": 0.5, "dice_after": 0.6},
+                   {"id": "b", "name": "B", "new": False, "dice_before": 0.9, "dice_after": 0.8},
+                   {"id": "c", "name": "C", "new": True, "dice_before": None, "dice_after": 0.7},
+                   {"id": "d", "name": "D", "new": True, "dice_before": None, "dice_after": 0.0},
+                   {"id": "e", "name": "E", "new": False, "dice_before": None, "dice_after": None},
+                   "not a row", {"name": "no id"}],
+        "protected": [{"id": "f", "name": "F", "agreement": 0.9, "dice_before": 0.5, "dice_after": 0.7},
+                      {"id": "g", "name": "G", "agreement": 0.8, "dice_before": 0.7, "dice_after": 0.5},
+                      {"id": "h", "name": "H", "agreement": float("nan"), "dice_before": None, "dice_after": None}],
+        "worse": ["g"]})
+    assert [(row.id, row.verdict, row.verdict_text) for row in rows] == [
+        ("a", "better", "Better"), ("b", "worse", "Worse"), ("c", "better", "Newly learned"),
+        ("d", "same", "Not learned"), ("e", "unknown", "Not measured: too small to hold a part of it out of the "
+                                       "teaching."), ("f", "better", "Protected, and got better"),
+        ("g", "worse", "Protected, and got worse"), ("h", "unknown", "Protected; not in this case")]
+    assert change_sentence(rows) == "Better on what was held out: A and C. Worse: B and G. Could not be measured: E."
+    assert score_rows({"taught": None, "protected": 3, "worse": "x"}) == () and change_sentence(()) == ""
 
 
 def test_both_sections_wait_for_the_engine_and_say_so(desk, ct):                                    # noqa: F811

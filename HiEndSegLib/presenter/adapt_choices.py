@@ -54,7 +54,6 @@ class AdaptChoices:
         with self._change():
             if not self.busy:
                 self._rows.check(id_, on)
-                self._ask_plan()
 
     def set_name(self, name: str) -> None:
         """Of the new version; empty for the suggestion."""

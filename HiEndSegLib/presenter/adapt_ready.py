@@ -72,15 +72,13 @@ class AdaptReady:
             return
         engine, scene, volume_id, card = self._engine, self._scene, inputs.volume_id, inputs.card
         encoder = inputs.encoder_path if inputs.from_encoder else None
-        structures = self._rows.checked()
 
         def submit() -> Job:
             from ..bridge.volumes import volume_view
 
             node = scene.GetNodeByID(volume_id)
-            return engine.submit_plan_adapt(volume_view(node), model=card, encoder=encoder, structures=structures,
-                                            device=device)
+            return engine.submit_plan_adapt(volume_view(node), model=card, encoder=encoder, device=device)
 
-        key = (volume_id, inputs.facts.shape, card.key if card is not None else encoder, device,
-               sum(row.checked and row.is_new for row in self._rows.rows()))
+        # which structures are taught changes nothing about it
+        key = volume_id, inputs.facts.shape, card.key if card is not None else encoder, device
         self._speeds.ask(key, submit)
