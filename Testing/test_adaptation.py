@@ -278,7 +278,7 @@ def made_up(method, scores, *, pair=PAIR, structures=("spleen", "liver"), second
                    "look": pair.look, "remark": ""}
     return {"config": {"pair": pair_values, "method": method, "seed": seed, "threads": 1},
             "structures": [] if method == "default" else list(structures), "scores": scores, "kinds": {},
-            "report": report, "seconds": {"learning": seconds, "whole": seconds, "scoring": 1.0}}
+            "report": report, "seconds": {"learning": seconds, "wall": seconds, "scoring": 1.0}}
 
 
 def test_gains_and_losses_are_counted_as_the_bar_says():

@@ -107,7 +107,7 @@ def estimate_minutes(jobs: Sequence[Job]) -> float:
     for job in jobs:
         if job.target.is_file():
             result = read_result(job.target)
-            done.setdefault(job.config.method, []).append(sum(result["seconds"][k] for k in ("whole", "scoring")))
+            done.setdefault(job.config.method, []).append(sum(result["seconds"][k] for k in ("wall", "scoring")))
     for job in jobs:
         if not job.target.is_file():
             config = job.config

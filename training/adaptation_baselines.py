@@ -8,7 +8,6 @@ counts, and the learning rate follows the clock: up for a tenth, then a cosine t
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -30,7 +29,7 @@ from HiEndSegLib.operations.augment import keep_inside, random_grid, sample_code
 from HiEndSegLib.operations.peak import peak_memory
 
 from .adaptation_cases import BY_ID, UNKNOWN, LabelledCase
-from .adaptation_run import RunConfig
+from .adaptation_run import RunConfig, clock_of
 from .oneshot_run import dice_ce_loss
 
 #: UNETR's feature size on a CPU, and its window: the encoder's.
@@ -153,8 +152,8 @@ def clock_rate(done: float, peak: float, warmup: float = 0.1) -> float:
 def _learn(config: RunConfig, card: ModelCard, network: nn.Module, case: LabelledCase, structures: Sequence[str],
            loss_of: Callable[[Crops], Tensor], *, rate: float, decay: float) -> Learned:
     """Trains until the seconds (or steps) are over; preparing the case counts."""
-    budget = config.seconds or SECONDS
-    started = time.perf_counter()
+    budget, clock = config.seconds or SECONDS, clock_of(config.device)
+    started = clock()
     losses = []
     with peak_memory() as peak:
         crops = Crops(case, card, structures, config.crop, config.seed)
@@ -164,7 +163,7 @@ def _learn(config: RunConfig, card: ModelCard, network: nn.Module, case: Labelle
         optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": decay},
                                        {"params": plain, "weight_decay": 0.0}], lr=rate)
         while True:
-            done = (time.perf_counter() - started) / budget
+            done = (clock() - started) / budget
             if config.steps is not None:
                 done = len(losses) / config.steps
             if done >= 1:
@@ -178,7 +177,7 @@ def _learn(config: RunConfig, card: ModelCard, network: nn.Module, case: Labelle
                 optimizer.step()
             losses.append(loss.item())
     network.eval().requires_grad_(False)
-    report = {"seconds": round(time.perf_counter() - started, 1), "steps": len(losses),
+    report = {"seconds": round(clock() - started, 1), "steps": len(losses),
               "peak_memory_bytes": peak.bytes, "crop": config.crop,
               "parameters": sum(p.numel() for p in network.parameters())}
     curve = [{"step": first, "loss": round(float(np.mean(losses[first:first + 20])), 4)}

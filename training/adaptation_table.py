@@ -232,6 +232,7 @@ def notes(results: Sequence[dict]) -> list[str]:
     lines = ["Dice of the whole scored case on its own lattice, by the label map that `segment` gives. Ticked: "
              f"structures that the default has below {TICK_BELOW:.2f} on the person who teaches (new ones and pairs "
              "without an acquisition: all of the pair's)."]
+    lines.append("Seconds are processor seconds where the device is a CPU (the machine was shared), without scoring.")
     if any(pair["protocol"] == "synthetic" for pair in pairs):
         lines.append("person-MAP-N is invented around the expert organ map of that number. The default was trained on "
                      "images of all thirteen maps, in ordinary CT: the acquisition, the body around the organs, their "
