@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import HiEndSegError
 from . import wording
 from .adapt_questions import delete_question
 from .adapt_run import Work
 from .adapt_show import Family
-
-if TYPE_CHECKING:
-    from ..engine.interface import Job
 
 _ = wording.translator(__name__)
 
@@ -139,9 +136,6 @@ class AdaptResults:
     def _say(self, headline: str) -> None:
         """Another headline over what is there."""
         self._end = replace(self._end, headline=headline)
-
-    def _take(self, jobs: list[Job]) -> None:
-        self._orphans += jobs
 
     def _orphan_ended(self, job: Any) -> None:
         """A job that was dropped: what it left on the disk before it could be stopped is in the list."""

@@ -4,12 +4,13 @@ function that reads. `Comparing`: the job that makes the model's own answer."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..engine.failures import as_failure
-from ..errors import Cancelled, HiEndSegError
+from ..errors import Cancelled, HiEndSegError, InputError, OptionError
 from . import wording
 from .adapt_state import CurvePoint
 from .estimate import TimeLeft
@@ -170,7 +171,7 @@ class Work:
 
 
 class AdaptRun(Work):
-    """An adaptation. read: gives the `Case` when its turn has come; look: may raise or ask before it is handed over."""
+    """An adaptation. read: gives the `Case` when its turn has come; what is wrong with it is an error of this run."""
 
     def __init__(self, engine: Engine, order: AdaptOrder, read: Callable[[], Case], clock: Callable[[], float],
                  expected: float | None, others: Callable[[], bool]):
@@ -203,12 +204,8 @@ class AdaptRun(Work):
         self.case = case = self._read()
         for finding in case.findings:
             if finding.blocking:
-                from ..errors import InputError
-
                 raise InputError(finding.sentence)
             if finding.kind == "swapped" and self.order.sides == "ask":
-                from ..errors import OptionError
-
                 raise OptionError(finding.sentence, code="swapped-sides")
         order = self.order
         return self._engine.submit_adapt(
@@ -247,7 +244,5 @@ def _point(record: dict) -> CurvePoint | None:
 
 def _number(value: Any) -> float | None:
     """A finite number, or None."""
-    import math
-
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) \
         and math.isfinite(value) else None
