@@ -19,6 +19,7 @@ from HiEndSegLib.geometry.volume import Volume
 from HiEndSegLib.models.loading import load_model
 from HiEndSegLib.models.registry import Registry
 from HiEndSegLib.networks.build import build_network
+from HiEndSegLib.operations.segment import segment
 from training import adaptation, adaptation_run
 from training.adaptation_baselines import Crops, clock_rate, learn_scratch
 from training.adaptation_cases import Cases, body_fat
@@ -94,6 +95,18 @@ def test_a_case_without_labels_is_refused_and_its_fat_is_offered(data, tmp_path)
         Cases(bare.parent, tmp_path).get("ct-c")
 
 
+def test_labels_by_the_model_itself_are_its_answer_as_it_is(data, model, tmp_path):
+    own = Cases(data, tmp_path, model)
+    case, look = own.get("own:ct-a"), own.get("own:ct-a", "cone-beam")
+    assert case.kind == "own" and np.array_equal(case.labels.array, look.labels.array)
+    assert not np.array_equal(case.volume.array, look.volume.array)
+    answer = segment(model, case.volume)
+    for label in answer.legend:
+        assert np.array_equal(answer.labels.array == label.value, case.labels.array == VALUE[label.id])
+    with pytest.raises(InputError, match="no model"):
+        Cases(data, tmp_path).get("own:ct-a")
+
+
 def volume_of(array, name="somebody", spacing=3.0):
     return Volume(array.astype(np.int16), np.diag([spacing, spacing, spacing, 1.0]), name, {"modality": "CT"})
 
@@ -141,7 +154,7 @@ def test_fat_under_the_skin_and_inside_the_wall(flip):
 # ------------------------------------------------------------------------------------------------------------- pairs
 
 
-@pytest.mark.parametrize("scored", [("ct-a",), ("ct-b", "fat:ct-a"), ()])
+@pytest.mark.parametrize("scored", [("ct-a",), ("ct-b", "fat:ct-a"), ("own:ct-a",), ("ct-a+fat",), ()])
 def test_who_is_taught_is_never_scored(scored):
     with pytest.raises(OptionError, match="scor"):
         replace(PAIR, scored=scored)

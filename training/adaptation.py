@@ -37,7 +37,10 @@ _FAT = tuple(label.id for label in NEW)
 PAIRS: tuple[Pair, ...] = (
     Pair("synthetic-cone-beam", "synthetic", "person-13-1", ("person-18-1", "person-50-1", "person-85-1"), "cone-beam",
          EXPERT_ORGANS),
-    Pair("real-cone-beam", "real", "ct-abdomen-01", ("ct-abdomen-02", "ct-chest-01"), "cone-beam", _FOUR),
+    Pair("real-cone-beam", "real", "ct-abdomen-01", ("ct-abdomen-02", "ct-chest-01"), "cone-beam", _FOUR,
+         remark="without contrast medium -> with"),
+    Pair("real-planning-ct", "real", "own:ct-abdomen-08", ("ct-abdomen-02", "own:ct-abdomen-09", "own:ct-abdomen-05"),
+         "cone-beam", (*EXPERT_ORGANS, "kidney_right"), remark="all with contrast medium but ct-abdomen-09"),
     Pair("new-fat", "new", "fat:ct-abdomen-08", ("ct-abdomen-02+fat", "fat:ct-abdomen-09", "ct-chest-01+fat"), AS_IS,
          _FAT, "all"),
     Pair("synthetic-mr-like", "synthetic", "person-53-1", ("person-28-1", "person-43-1", "person-88-1"), "mr-like",
@@ -209,7 +212,7 @@ def main(arguments: Sequence[str] | None = None, pairs: Sequence[Pair] = PAIRS) 
             (args.out / "runs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"The folder {args.out} cannot be made ({error.strerror}); name another one.") from error
-        cases = Cases(args.folders[0], args.out / "cases")
+        cases = Cases(args.folders[0], args.out / "cases", model)
         if args.looks:
             survey_looks(model, cases, args.out, device=args.device, threads=args.threads,
                          tell=lambda s: print(s, flush=True))

@@ -5,7 +5,9 @@ up), 0 where certainly none of the case's structures is, 255 where nobody said. 
 are scored in it.
 
 Kinds of label: "expert", "program" (another segmentation program's result), "auto" (thresholds and morphology; not
-checked by a clinician), "drawn" (invented persons: expert organ shapes, everything around them invented).
+checked by a clinician), "own" (the model's own answer on the CT as it is, for the same person's image in another
+acquisition: a score against it is agreement with that answer), "drawn" (invented persons: expert organ shapes,
+everything around them invented).
 """
 
 from __future__ import annotations
@@ -27,16 +29,18 @@ from HiEndSegLib.geometry.labels import Label
 from HiEndSegLib.geometry.reading import read_volume
 from HiEndSegLib.geometry.resample import resample_like, to_ras_axes
 from HiEndSegLib.geometry.volume import Volume
+from HiEndSegLib.models.loading import Model
+from HiEndSegLib.operations.segment import segment
 
 from .adaptation_looks import AS_IS, with_look
 from .cases import structure_of
 from .lattice import SPACING
+from .oneshot_cases import EXPERT_ORGANS, UNREADABLE
 from .rendering import synthesize_image
 from .structures import STRUCTURES, VALUE, certain_labels
 from .tissues import possible_classes
 
 UNKNOWN = 255
-EXPERT_ORGANS = ("spleen", "pancreas", "kidney_left", "gallbladder", "esophagus", "liver", "stomach", "duodenum")
 #: Structures the default model does not know. Their labels are made by `body_fat`.
 NEW = (Label(20, "subcutaneous_fat", "Subcutaneous fat", (230, 220, 70)),
        Label(21, "deep_fat", "Fat inside the trunk's wall", (240, 190, 60)))
@@ -45,6 +49,8 @@ BY_ID = {label.id: label for label in LEGEND}
 KINDS = {"ct-abdomen-01": "program", "ct-abdomen-02": "auto", "ct-chest-01": "auto", "ct-abdomen-08": "expert"}
 #: Real cases that no training of the default model has seen.
 NEVER_TRAINED = ("ct-abdomen-02", "ct-chest-01", "ct-abdomen-09")
+#: What the model's own answer has less of says nothing.
+OWN_ML = 5.0
 #: First part of the random state of invented persons; training used 0 and 1.
 PERSON_SEED = 500
 
@@ -72,14 +78,16 @@ class LabelledCase:
 
 
 class Cases:
-    """Cases by name. data: folder with one subfolder a case; cache: folder for invented persons, made when needed.
+    """Cases by name. data: folder with one subfolder a case; cache: folder for what is made when needed.
+    model: whose answers are the labels of "own:" cases.
 
-    Names: a folder of `data`; the same with "+fat" (labels of `body_fat` beside those there) or "fat:" before it (those
-    alone); "person-MAP-N", an invented person around the expert organ map `labels-multiorgan-MAP`.
+    Names: a folder of `data`; the same with "+fat" (labels of `body_fat` beside those there), with "fat:" before it
+    (those alone) or "own:" (the model's answer on the CT as it is); "person-MAP-N", an invented person around the
+    expert organ map `labels-multiorgan-MAP`.
     """
 
-    def __init__(self, data: Path, cache: Path):
-        self.data, self.cache = Path(data), Path(cache)
+    def __init__(self, data: Path, cache: Path, model: Model | None = None):
+        self.data, self.cache, self.model = Path(data), Path(cache), model
 
     def get(self, name: str, look: str = AS_IS) -> LabelledCase:
         """The case as that acquisition shows it. Raises InputError: no such case, or one without labels."""
@@ -88,7 +96,9 @@ class Cases:
 
     def _real(self, name: str) -> tuple[Volume, Volume, tuple[str, ...], str]:
         alone, both = name.startswith("fat:"), name.endswith("+fat")
-        folder = self.data / name.removeprefix("fat:").removesuffix("+fat")
+        if name.startswith("own:"):
+            return self._own(name)
+        folder = self.data / person_of(name)
         volume = read_volume(folder / "image.nii.gz")
         volume = Volume(volume.array, volume.ijk_to_ras, folder.name, {"modality": "CT"})
         array, annotated = np.zeros(volume.shape, np.uint8), ()
@@ -103,6 +113,25 @@ class Cases:
         kind = "auto" if alone else KINDS.get(folder.name, "of unknown origin")
         return volume, volume.with_array(array), annotated, kind
 
+    def _own(self, name: str) -> tuple[Volume, Volume, tuple[str, ...], str]:
+        if self.model is None:
+            raise InputError(f"{name} has the model's answers as labels, and no model was given.")
+        folder = self.data / person_of(name)
+        volume = read_volume(folder / "image.nii.gz")
+        volume = Volume(volume.array, volume.ijk_to_ras, folder.name, {"modality": "CT"})
+        path = self.cache / f"own-{folder.name}-{self.model.card.checksum[:12]}.npz"
+        if not path.is_file():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            result = segment(self.model, volume, device=str(self.model.device))
+            table = np.zeros(256, np.uint8)
+            for label in result.legend:
+                table[label.value] = VALUE.get(label.id, 0)
+            with atomic_target(path) as temporary:
+                np.savez_compressed(temporary, labels=table[result.labels.array])
+        labels = _stored(path)["labels"]
+        present = tuple(s.id for s in STRUCTURES if (labels == s.value).sum() * volume.voxel_ml >= OWN_ML)
+        return volume, volume.with_array(labels), present, "own"
+
     def _person(self, name: str) -> tuple[Volume, Volume, tuple[str, ...], str]:
         path = self.cache / f"{name}.npz"
         if not path.is_file():
@@ -110,15 +139,25 @@ class Cases:
             image, labels = invented_person(self.data, name)
             with atomic_target(path) as temporary:
                 np.savez_compressed(temporary, image=image, labels=labels)
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                image, labels = stored["image"], stored["labels"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise InputError(f"{path} is damaged; remove it, and it is made again.") from error
+        stored = _stored(path)
+        image, labels = stored["image"], stored["labels"]
         affine = np.diag([SPACING, SPACING, SPACING, 1.0])
         present = [s.id for s in STRUCTURES if (labels == s.value).any()]
         volume = Volume(image, affine, name, {"modality": "CT"})
         return volume, Volume(labels, affine, name), tuple(present), "drawn"
+
+
+def person_of(name: str) -> str:
+    """Who a case shows: two names of one person give the same."""
+    return name.removeprefix("fat:").removeprefix("own:").removesuffix("+fat")
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except UNREADABLE as error:
+        raise InputError(f"{path} is damaged; remove it, and it is made again.") from error
 
 
 def _drawn(folder: Path, volume: Volume) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -30,7 +30,7 @@ from HiEndSegLib.models.loading import Model
 from HiEndSegLib.operations.segment import segment
 from HiEndSegLib.tasks import CancelToken
 
-from .adaptation_cases import BY_ID, UNKNOWN, Cases, LabelledCase
+from .adaptation_cases import BY_ID, UNKNOWN, Cases, LabelledCase, person_of
 from .evaluate import dice
 
 METHODS = ("default", "quick", "full", "scratch", "unetr")
@@ -59,8 +59,7 @@ class Pair:
     def __post_init__(self) -> None:
         if self.protocol not in ("synthetic", "real", "new") or self.tick not in ("below", "all"):
             raise OptionError(f"Pair {self.name}: the protocol {self.protocol!r} or tick {self.tick!r} is not known.")
-        person = self.taught.removeprefix("fat:").removesuffix("+fat")
-        if person in [name.removeprefix("fat:").removesuffix("+fat") for name in self.scored] or not self.scored:
+        if person_of(self.taught) in map(person_of, self.scored) or not self.scored:
             raise OptionError(f"Pair {self.name} would score the person that it teaches, or nobody; name others.")
 
 
@@ -88,6 +87,7 @@ class RunConfig:
     @property
     def file_name(self) -> str:
         values = asdict(self)
+        del values["pair"]["remark"]
         if self.method == "default":                    # the same whatever the others were given
             values.update(seed=0, seconds=None, steps=None, crop=0, encoder="")
         elif self.method in ("quick", "full"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from HiEndSegLib.errors import InputError
 
-from .adaptation_cases import BY_ID, NEVER_TRAINED
+from .adaptation_cases import BY_ID, NEVER_TRAINED, person_of
 from .adaptation_looks import AS_IS, look_sentence
 from .adaptation_run import METHODS, TICK_BELOW
 
@@ -228,7 +228,7 @@ def _held_out(methods: dict[str, list[dict]]) -> str:
 def notes(results: Sequence[dict]) -> list[str]:
     """What a reader has to know, as far as it follows from the results themselves."""
     pairs = [r["config"]["pair"] for r in results]
-    scored = {name.removeprefix("fat:").removesuffix("+fat") for pair in pairs for name in pair["scored"]}
+    scored = {person_of(name) for pair in pairs for name in pair["scored"]}
     lines = ["Dice of the whole scored case on its own lattice, by the label map that `segment` gives. Ticked: "
              f"structures that the default has below {TICK_BELOW:.2f} on the person who teaches (new ones and pairs "
              "without an acquisition: all of the pair's)."]
@@ -246,6 +246,10 @@ def notes(results: Sequence[dict]) -> list[str]:
                      + (f"; {', '.join(trained)} in the default's training" if trained else "") + ". Their labels are "
                      "semi-automatic and not checked by a clinician, and there is one such person per structure, so "
                      "the spread between patients is not known.")
+    if any(name.startswith("own:") for pair in pairs for name in (pair["taught"], *pair["scored"])):
+        lines.append("own: the labels are the default's own answer on the same person's CT as it is, uncorrected. A "
+                     "score against them says how much of that answer comes back in the other acquisition, not how "
+                     "right it is.")
     if any(pair["look"] != AS_IS for pair in pairs):
         lines.append("An acquisition is computed from CT by one rule for all persons of a pair (training/"
                      "adaptation_looks.py): contrasts and noise of another machine, not its physics.")
@@ -263,7 +267,7 @@ def notes(results: Sequence[dict]) -> list[str]:
 
 
 def _person(name: str, kinds: dict[str, str]) -> str:
-    plain = name.removeprefix("fat:").removesuffix("+fat")
+    plain = person_of(name)
     kind = kinds.get(name)
     return f"{plain} ({kind})" if kind and kind != "drawn" else plain
 
