@@ -246,7 +246,7 @@ def under_transform(desk, volume, transform, name, answer=None):
 
 
 #: What is corrected in the act, the first of these that is there.
-CORRECTED = ("spleen", "liver", "heart", "aorta")
+CORRECTED = ("liver", "spleen", "heart", "aorta")
 
 
 def adapt(desk, volume, name="adapt", steps=6):
@@ -279,7 +279,8 @@ def adapt(desk, volume, name="adapt", steps=6):
     parent = desk.state.model_id
     with contextlib.nullcontext() if steps is None else scenarios.fewSteps(presenter._engine, steps):
         ui.adaptButton.click()
-        assert desk.until(lambda: len(presenter.state.curve) > 1 or not presenter.state.busy), presenter.state.headline
+        seen = max(1, (steps or 20) // 2)
+        assert desk.until(lambda: len(presenter.state.curve) > seen or not presenter.state.busy), presenter.state
         assert presenter.state.busy, presenter.state.detail
         desk.picture(f"{name}-running", volume, node)
         assert desk.until(lambda: not presenter.state.busy), presenter.state.headline
