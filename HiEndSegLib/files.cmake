@@ -64,6 +64,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/geometry/__init__.py
   HiEndSegLib/geometry/body.py
   HiEndSegLib/geometry/dicom.py
+  HiEndSegLib/geometry/dicom_seg.py
   HiEndSegLib/geometry/dicom_volume.py
   HiEndSegLib/geometry/files.py
   HiEndSegLib/geometry/labels.py

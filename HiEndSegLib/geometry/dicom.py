@@ -115,7 +115,7 @@ def read_folder(folder, *, series: str | int | None = None) -> Volume:
     """
     from .dicom_volume import build_volume
     folder = Path(folder)
-    chosen = choose(_scan(folder, sorted(_files_below(folder))), series, folder.name)
+    chosen = chosen_series(folder, series=series)
     return build_volume(chosen, name=chosen.info.description or folder.resolve().name)
 
 
@@ -123,11 +123,17 @@ def read_file(path, *, series: str | int | None = None) -> Volume:
     """One DICOM file: all frames of a multi-frame image (or the pass of it asked for), or one slice as a volume."""
     from .dicom_volume import build_volume
     path = Path(path)
-    chosen = choose(_scan(path, [path]), series, path.name)
+    chosen = chosen_series(path, series=series)
     volume = build_volume(chosen, name=path.stem)
     if volume.shape[2] > 1:
         return volume
     return volume.with_note("This is one slice; give the folder to read its whole series.")
+
+
+def chosen_series(path, *, series: str | int | None = None) -> Series:
+    """The slices that `read_folder` or `read_file` makes a volume of; raises InputError as they do."""
+    path = Path(path)
+    return choose(_scan(path, [path] if path.is_file() else sorted(_files_below(path))), series, path.name)
 
 
 def list_series(folder) -> list[SeriesInfo]:
