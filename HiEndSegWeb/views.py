@@ -5,27 +5,43 @@ trame-slicer moves its parts between releases, so it is pinned exactly and used 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import slicer
+from trame.widgets import html
+from trame.widgets import vuetify3 as v3
 from trame_slicer import module as trame_slicer_module
-from trame_slicer.app.ui import create_vertical_slice_view_gutter_ui, create_vertical_view_gutter_ui
+from trame_slicer.app.logic import connect_slice_view_slider_to_state
 from trame_slicer.core import LayoutManager, SlicerApp
-from trame_slicer.rca_view import register_rca_factories
+from trame_slicer.rca_view import RemoteViewFactory
 from trame_slicer.segmentation import (
+    BrushDiameterMode,
+    ScissorsEffectFillMode,
+    ScissorsEffectRangeMode,
     SegmentationEffectErase,
     SegmentationEffectNoTool,
     SegmentationEffectPaint,
     SegmentationEffectScissors,
 )
+from trame_slicer.views import NoScheduleRendering, SliceView, ThreeDView, ViewType
 from undo_stack import UndoStack
+from vtkmodules.vtkCommonCore import vtkObject
 
 #: Layouts offered, by the name trame-slicer gives them, with ours.
-LAYOUTS = {"Axial Primary": "Axial large", "Quad View": "Four views", "Axial Only": "Axial only"}
+LAYOUTS = {"Axial Primary": "Axial large", "Quad View": "Four views", "Axial Only": "Axial only",
+           "3D Primary": "3D large"}
 TOOLS = {"none": SegmentationEffectNoTool, "paint": SegmentationEffectPaint, "erase": SegmentationEffectErase,
          "scissors": SegmentationEffectScissors}
+#: What scissors do with what is drawn around.
+CUTS = {"erase": ScissorsEffectFillMode.ERASE_INSIDE, "keep": ScissorsEffectFillMode.ERASE_OUTSIDE,
+        "fill": ScissorsEffectFillMode.FILL_INSIDE}
 #: Steps of correction that can be taken back.
 UNDO_STEPS = 10
+#: Pictures a second, also where the mouse is elsewhere (keys), and JPEG quality while something moves.
+FPS, QUALITY = 30.0, 60
 
 
 class Views:
@@ -39,10 +55,15 @@ class Views:
         self.app = SlicerApp()
         self.scene = self.app.scene
         slicer.mrmlScene = self.scene                       # what `slicer.util` looks at
-        register_rca_factories(self.app.view_manager, server, slice_view_ui_f=create_vertical_slice_view_gutter_ui,
-                               three_d_view_ui_f=create_vertical_view_gutter_ui)
+        for view, kind, around in ((SliceView, ViewType.SLICE_VIEW, _around_slice),
+                                   (ThreeDView, ViewType.THREE_D_VIEW, _around_3d)):
+            # Nothing is drawn while a view is made: by default each of its hundred changes would be.
+            self.app.view_manager.register_factory(RemoteViewFactory(
+                server, partial(view, scheduled_render_strategy=NoScheduleRendering()), kind, target_fps=FPS,
+                blur_fps=FPS, interactive_quality=QUALITY, populate_view_ui_f=around))
         self.layouts = LayoutManager(self.scene, self.app.view_manager, server)
-        self.layouts.register_layout_dict(LayoutManager.default_grid_configuration())
+        with _quiet():                                      # about an event that VTK will not send some day
+            self.layouts.register_layout_dict(LayoutManager.default_grid_configuration())
         self.layouts.set_layout("Axial Primary")
         self.undo_stack = UndoStack(undo_limit=UNDO_STEPS)
         self.app.segmentation_editor.set_undo_stack(self.undo_stack)
@@ -81,15 +102,27 @@ class Views:
         for view in self.app.view_manager.get_views():
             view.schedule_render()
 
+    def keep_3d(self, on: bool) -> None:
+        """Surfaces of the edited segmentation, kept up with every correction; without this the editor drops them."""
+        self.app.segmentation_editor.show_3d(on)
+
     def fit_3d(self) -> None:
         for view in self.app.view_manager.get_threed_views():
             view.reset_view()
 
     # ------------------------------------------------------------------------------------------ correcting
 
-    def edit(self, segmentation: Any, volume: Any) -> None:
-        """Make this the segmentation that the tools change."""
-        self.app.segmentation_editor.set_active_segmentation(segmentation, volume)
+    def edit(self, segmentation: Any, volume: Any, surface: bool) -> None:
+        """Make this the segmentation that the tools change. surface: whether it is shown in 3D."""
+        editor = self.app.segmentation_editor
+        if self.edited() is not segmentation:
+            editor.show_3d(False)                           # of the former one
+        editor.set_active_segmentation(segmentation, volume)
+        editor.show_3d(surface)
+
+    def forget_steps(self) -> None:
+        """Somebody else changed the segmentation: what the tools did before cannot be taken back any more."""
+        self.undo_stack.clear()
 
     def edited(self) -> Any:
         """The segmentation node under the tools, or None."""
@@ -109,8 +142,19 @@ class Views:
         active = self.app.segmentation_editor.active_effect_name
         return next((name for name, effect in TOOLS.items() if effect.get_effect_name() == active), "none")
 
-    def stop_editing(self) -> None:
-        self.app.segmentation_editor.deactivate_effect()
+    def set_brush(self, millimeters: float, sphere: bool) -> None:
+        """Size of paint and erase, and whether they reach into the neighboring slices."""
+        for kind in (SegmentationEffectPaint, SegmentationEffectErase):
+            effect = self.app.segmentation_editor.get_effect(kind)
+            effect.set_brush_diameter(millimeters, BrushDiameterMode.Absolute)
+            effect.set_use_sphere_brush(sphere)
+
+    def set_scissors(self, cut: str, one_slice: bool) -> None:
+        """cut: "erase" or "fill" what is drawn around, or "keep" only that. one_slice: else through all of them."""
+        scissors = self.app.segmentation_editor.get_effect(SegmentationEffectScissors)
+        scissors.set_fill_mode(CUTS[cut])
+        scissors.set_symmetric_distance(0.0)                # no more than the slice itself
+        scissors.set_range_mode(ScissorsEffectRangeMode.SYMMETRIC if one_slice else ScissorsEffectRangeMode.UNLIMITED)
 
     def undo(self) -> None:
         if self.undo_stack.can_undo():
@@ -131,6 +175,35 @@ class Views:
         storage.SetFileName(path)
         storage.SetUseCompression(True)
         return bool(storage.WriteData(node))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    shown = vtkObject.GetGlobalWarningDisplay()
+    vtkObject.SetGlobalWarningDisplay(0)
+    try:
+        yield
+    finally:
+        vtkObject.SetGlobalWarningDisplay(shown)
+
+
+def _around_3d(_server: Any, _view_id: str, view: Any, title: str = "3D") -> None:
+    """What stands in a view, over its picture."""
+    with html.Div(classes="hes-corner", id=f"view-{title.lower()}"):
+        v3.VBtn(icon="mdi-fit-to-page-outline", size="x-small", variant="text", color="white", click=view.reset_view,
+                title=f"Fit the {title} view", aria_label=f"Fit the {title} view")
+        html.Span(title, classes="hes-corner-title")
+
+
+def _around_slice(server: Any, view_id: str, view: Any) -> None:
+    title = view.get_orientation()
+    _around_3d(server, view_id, view, title)
+    slider = connect_slice_view_slider_to_state(server, view)
+    with html.Div(classes="hes-slider"):
+        v3.VSlider(v_model=(slider.name.value,), min=(slider.name.min_value,), max=(slider.name.max_value,),
+                   step=(slider.name.step,), theme="dark", hide_details=True, density="compact",
+                   aria_label=f"{title} slice")
+        html.Span(f"{{{{ {slider.name.value}.toFixed(0) }}}} mm", classes="hes-slider-text")
 
 
 def ct_window(node: Any, level: float = 40.0, window: float = 400.0) -> None:

@@ -44,7 +44,7 @@ class EditPanel(Panel):
         if node is None or volume is None:
             return
         self._editing = (segmentation_id, volume_id)
-        session.views.edit(node, volume)
+        session.views.edit(node, volume, session.segment.state.show_3d)
         segmentation = node.GetSegmentation()
         rows = []
         for index in range(segmentation.GetNumberOfSegments()):

@@ -52,9 +52,12 @@ class ResultPanel(Panel):
                     id=("'download-' + format.id",))
 
     def on_3d(self) -> None:
-        presenter = self.session.segment
-        presenter.set_show_3d(not presenter.state.show_3d)
-        self.session.views.fit_3d()
+        presenter, views = self.session.segment, self.session.views
+        on = not presenter.state.show_3d
+        views.keep_3d(on)
+        presenter.set_show_3d(on)
+        if on:
+            views.fit_3d()
 
     def add_routes(self, app: Any) -> None:
         downloads.add_routes(app, self.session)
