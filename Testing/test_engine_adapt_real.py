@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from cli_helpers import files_in, write_real_model
+from encoder_folders import write_encoder
 from engine_helpers import leftovers, until
 
 from HiEndSegLib.engine.client import EngineClient
@@ -174,6 +175,23 @@ def test_what_can_be_refused_early_is(client):
         submit(client, name="x", structures=["spleen"]).result(60)
     with pytest.raises(OptionError, match="no speed 'fast'"):
         submit(client, name="x", speed="fast").result(60)
+
+
+def test_from_an_encoder_alone_comes_a_whole_model(client, tmp_path):
+    volume, labels = case()
+    encoder = write_encoder(tmp_path / "encoder", crop=24, spacing=3.0)
+    plans = client.submit_plan_adapt(volume, encoder=encoder, structures=["core"], device="cpu").result(60)
+    assert plans["quick"].fits and plans["quick"].bytes_host > 1e8
+    result = client.adapt(volume, labels, [CORE], name="From nothing", structures=["core"], encoder=encoder, steps=2,
+                          keep_if_worse=True, keep_teaching=True, device="cpu", threads=1)
+    card = Registry().get(result.key)
+    assert card.key == "from-nothing@1.0.0" and not card.is_version and [label.id for label in card.labels] == ["core"]
+    assert [label.id for label in client.segment(volume, model=card, device="cpu").legend] == ["core"]
+    again = client.adapt(volume, labels, [CORE], name="From that", structures=["core"], model=card, steps=2,
+                         keep_if_worse=True, device="cpu", threads=1)
+    assert again.report["teaching_cases"] == 0, "the same case is not its own earlier case"
+    with pytest.raises(ModelError):
+        client.submit_plan_adapt(volume, encoder=tmp_path / "nothing.pt").result(60)
 
 
 def test_plans_of_both_speeds(client):

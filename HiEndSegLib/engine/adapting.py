@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 from ..errors import Cancelled, EngineError, OptionError, OutOfMemoryError
@@ -76,8 +77,7 @@ def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[
     card = None if encoder is not None else find_card(model)
     check_before(card, name=name, labels=taught)                      # not after minutes of work
     progress(0.0, f"Loading {card.title}" if card is not None else "Reading the encoder")
-    loaded = _from_encoder(encoder, taught, device, cancel) if card is None else \
-        library.ready(card, device, cancel)[0]
+    loaded = _from_encoder(library, encoder, taught, seed) if card is None else library.ready(card, device, cancel)[0]
     try:
         teaching = read_teaching(card) if card is not None else []
         recipe = _recipe(library, volume, loaded.card, device, speed, steps, len(teaching), memory_limit, progress)
@@ -146,7 +146,7 @@ def plan_adapt(library: Library, *, shape: tuple, ijk_to_ras: Any, dtype: str, m
 
     if speed not in (*SPEEDS, "auto"):
         raise OptionError(f"There is no speed '{speed}'; choose {', '.join(SPEEDS)} or auto.")
-    card = find_card(model) if encoder is None else _card_from_encoder(encoder)
+    card = find_card(model) if encoder is None else _card_from_encoder(library, encoder)
     kind = choose_device(device).kind
     volume = Volume(np.broadcast_to(np.zeros((), dtype), shape), ijk_to_ras)
     plans = {name: _plan(library, volume, card, kind, name) for name in SPEEDS if speed in (name, "auto")}
@@ -163,8 +163,8 @@ def _plan(library: Library, volume: Volume, card: ModelCard, kind: str, speed: s
     limit = options.pop("memory_limit", None) or 1 << 62
     host = min(free_bytes("cpu"), limit)
     whole = Registry().base_of(card) if card.is_version else card
-    if whole.weights.get("bytes"):
-        options["parameters"] = whole.weights["bytes"] // (4 if whole.weights["dtype"] == "float32" else 2)
+    options["parameters"] = library.parameters.get((card.key, card.title)) or \
+        whole.weights["bytes"] // (4 if whole.weights["dtype"] == "float32" else 2)
     seconds = library.tile_seconds.get((card.key, kind)) or library.tile_seconds.get((whole.key, kind))
     return plan_adapt(ras.shape, ras.spacing, card, kind, host if kind == "cpu" else free_bytes(kind), speed,
                       {"host_bytes": host, "tile_seconds": seconds, "threads": thread_count(), **options})
@@ -191,12 +191,22 @@ def _recipe(library: Library, volume: Volume, card: ModelCard, device: str, spee
     return dataclasses.replace(usual, crops=plan.crops) if plan.crops != usual.crops else None
 
 
-def _from_encoder(path: str, labels: Sequence[Label], device: str, cancel: CancelToken) -> Any:
-    """A model around encoder weights that knows none of `labels` yet."""
+def _from_encoder(library: Library, path: str, labels: Sequence[Label] = (), seed: int = 0) -> Any:
+    """A model around encoder weights that knows no structure yet."""
     from ..operations.adapt_encoder import model_from_encoder
 
-    return model_from_encoder(path, labels)
+    library.forget()                                      # a large encoder and the warm model may not fit together
+    model = model_from_encoder(path, labels, seed=seed)
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    library.parameters[model.card.key, model.card.title] = parameters
+    return model
 
 
-def _card_from_encoder(path: str) -> ModelCard:
-    return _from_encoder(path, [], "cpu", CancelToken()).card
+def _card_from_encoder(library: Library, path: str) -> ModelCard:
+    """The card of a model around an encoder, remembered: a face plans again with every tick."""
+    where = Path(path)
+    state = where.stat() if where.exists() else None      # the operation says what is missing
+    key = (path, state and state.st_size, state and state.st_mtime_ns)
+    if library.encoder_card is None or library.encoder_card[0] != key:
+        library.encoder_card = (key, _from_encoder(library, path).card)
+    return library.encoder_card[1]

@@ -38,6 +38,9 @@ class Library(attending.LibraryAttends):
         self._warm: tuple[tuple, Any] | None = None
         #: Seconds that one tile took here, by (model's key, device).
         self.tile_seconds: dict[tuple[str, str], float] = {}
+        #: Of models around an encoder: the numbers they hold, and the last card with what it was made from.
+        self.parameters: dict[tuple[str, str], int] = {}
+        self.encoder_card: tuple[tuple, Any] | None = None
         #: The last adaptation that was not kept (`adapting.Unsaved`).
         self.unsaved: Any = None
 
