@@ -95,10 +95,14 @@ def test_a_version_is_taught_again_with_its_earlier_case(client):
     """Follows the test above."""
     volume, labels = case()
     other = Volume(volume.array[:, ::-1], volume.ijk_to_ras, "B", volume.meta)
-    drawn = labels.with_array(labels.array[:, ::-1])
-    result = client.adapt(other, drawn, [LIVER, CORE], name="Core again", structures=["core"], steps=2,
-                          keep_if_worse=True, **{**SETTINGS, "model": "core"})
-    assert result.report["teaching_cases"] == 1 and Registry().get(result.key).is_version
+    drawn = labels.array[:, ::-1].copy()
+    drawn[drawn.shape[0] // 2:][drawn[drawn.shape[0] // 2:] > 0] = 8
+    result = client.adapt(other, labels.with_array(drawn), [LIVER, CORE, Label(8, "half", "Half", (1, 1, 1))],
+                          name="Core and half", structures=["core", "half"], steps=2, keep_if_worse=True,
+                          **{**SETTINGS, "model": "core"})
+    card = Registry().get(result.key)
+    assert result.report["teaching_cases"] == 1 and card.title == "Core and half"
+    assert Registry().parent_of(card).key == "core@1.0.0" and Registry().base_of(card).key == "tiny@1.0.0"
 
 
 def test_what_did_not_get_better_is_kept_only_when_asked(client, models):
