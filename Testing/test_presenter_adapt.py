@@ -77,7 +77,10 @@ def test_from_a_corrected_case_to_a_version_in_use_and_back(desk, ct):          
                                                               (4, 0.5, None), (4, None, 0.6)]
     assert state.seconds_left == pytest.approx(300, abs=2) and state.time_text == "About 5 min left"
     chart = desk.scene.GetNodeByID(state.chart_id)
-    assert chart_points(chart, 0) == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
+    expected = [2.0]                                    # a running average, as a share of its highest
+    for loss in (1.0, 2 / 3, 0.5):
+        expected.append(0.8 * expected[-1] + 0.2 * loss)
+    assert chart_points(chart, 0) == [(step + 1, pytest.approx(loss / 2.0)) for step, loss in enumerate(expected)]
     assert chart_points(chart, 1) == [(4, 0.6)]
     assert not (state.can_use or state.compare_available or state.overlay_available)
     desk.end(job)
@@ -440,8 +443,8 @@ def test_the_table_says_what_got_better_and_worse():
     assert [(row.id, row.verdict, row.verdict_text) for row in rows] == [
         ("a", "better", "Better"), ("b", "worse", "Worse"), ("c", "better", "Newly learned"),
         ("d", "same", "Not learned"), ("e", "unknown", "Not measured: too small to hold a part of it out of the "
-                                       "teaching."), ("f", "better", "Protected, and got better"),
-        ("g", "worse", "Protected, and got worse"), ("h", "unknown", "Protected; not in this case")]
+                                       "teaching."), ("g", "worse", "Protected, and got worse"),
+        ("f", "better", "Protected, and got better"), ("h", "unknown", "Protected; not in this case")]
     assert change_sentence(rows) == "Better on what was held out: A and C. Worse: B and G. Could not be measured: E."
     assert score_rows({"taught": None, "protected": 3, "worse": "x"}) == () and change_sentence(()) == ""
 

@@ -15,6 +15,15 @@ _EVERY = 1.0
 _LOSS, _DICE, _AGREEMENT = (200, 110, 60), (40, 110, 190), (120, 120, 120)
 
 
+def smoothed(points: Sequence[tuple[int, float]], share: float = 0.2) -> list[tuple[int, float]]:
+    """A running average: a crop without the taught structure has another loss than one with it, which zigzags."""
+    result, average = [], None
+    for step, value in points:
+        average = value if average is None else (1 - share) * average + share * value
+        result.append((step, average))
+    return result
+
+
 class CurveChart:
     """One chart for all runs of a scene. Holds its id."""
 
@@ -36,7 +45,7 @@ class CurveChart:
         from ..bridge.plots import Curve, write_chart
 
         self._drawn, self._when = curve, self._clock()
-        losses = [(point.step, point.loss) for point in curve if point.loss is not None]
+        losses = smoothed([(point.step, point.loss) for point in curve if point.loss is not None])
         top = max((abs(loss) for _step, loss in losses), default=0.0) or 1.0
         curves = [Curve(_("Loss (share of its highest)"), [(step, loss / top) for step, loss in losses], _LOSS),
                   Curve(_("Dice on what is held out"), _points(curve, "dice"), _DICE, dots=True),

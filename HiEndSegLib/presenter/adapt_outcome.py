@@ -87,9 +87,9 @@ class AdaptEnd:
 
 
 def score_rows(report: dict) -> tuple[ScoreRow, ...]:
-    """The table of a report; entries that are not as `operations.adapt` writes them are passed over."""
+    """The table of a report: taught structures, protected ones that got worse, the others. Entries that are not as `operations.adapt` writes them are passed over."""
     worse = set(_list(report.get("worse")))
-    rows = []
+    rows, protected = [], []
     for entry in _list(report.get("taught")):
         if isinstance(entry, dict) and "id" in entry:
             before, after = _number(entry.get("dice_before")), _number(entry.get("dice_after"))
@@ -105,9 +105,10 @@ def score_rows(report: dict) -> tuple[ScoreRow, ...]:
                 before, after = None, agreement
             verdict = "worse" if entry["id"] in worse else "unknown" if after is None else \
                 "better" if _verdict(before, after) == "better" else "same"
-            rows.append(ScoreRow(str(entry["id"]), str(entry.get("name") or entry["id"]), False, before, after, None,
-                                 None, verdict, _protected_words(before, verdict, agreement)))
-    return tuple(rows)
+            protected.append(ScoreRow(str(entry["id"]), str(entry.get("name") or entry["id"]), False, before, after,
+                                      None, None, verdict, _protected_words(before, verdict, agreement)))
+    # What got worse is to be seen without scrolling.
+    return tuple(rows + sorted(protected, key=lambda row: row.verdict != "worse"))
 
 
 def change_sentence(table: Iterable[ScoreRow]) -> str:

@@ -93,12 +93,17 @@ def show_run(still: AdaptState, run: Any, question: Any, chart_id: str | None) -
     can_finish = run.can_finish
     return replace(
         still, phase=state, fraction=run.fraction, headline=words[state].format(name=run.order.name),
-        detail=" ".join(filter(None, ("" if state == "cancelling" else run.message(), best))), log=run.log,
+        detail=" ".join(filter(None, (_sentence("" if state == "cancelling" else run.message()), best))), log=run.log,
         question=question, **_time(run.seconds_left() if state == "running" else None),
         **_button(state == "cancelling"), **{**_nothing_else(), "finish_available": can_finish,
         "finish_tooltip": _("Stop now, and keep the best so far.") if can_finish else
         _("There is nothing to keep yet.") if state in ("starting", "running") else _("It is being stopped already.")},
         curve=run.curve, chart_id=chart_id, table=(), result_key=None, result_sentence="")
+
+
+def _sentence(message: str) -> str:
+    """A progress message ("Step 12 of 24") with its full stop, so that another sentence may follow."""
+    return message if not message or message[-1] in ".…!?" else message + "."
 
 
 def show_keeping(still: AdaptState, work: Work, title: str) -> AdaptState:

@@ -96,8 +96,12 @@ class AdaptSpeeds:
     # ------------------------------------------------------------------------------------------ times
 
     def remember(self, model: str, report: dict) -> None:
-        """Learn from a report; anything unusable in it is passed over."""
+        """Learn from a report; anything unusable in it is passed over, and so is a short run, most of whose time went
+        into preparing."""
+        plan = self._plans.get(str(report.get("speed")))
         try:
+            if plan is not None and int(report["steps"]) < plan.steps / 2:
+                return
             key = f"{model}|{report['device']}|{report['speed']}"
             each = float(report["seconds"]) / int(report["steps"])
         except (KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -7,6 +7,8 @@ from typing import Any
 from trame.widgets import html
 from trame.widgets import vuetify3 as v3
 
+from HiEndSegLib.presenter.adapt_curve import smoothed
+
 from ..binding import Binding
 from .base import Panel
 
@@ -30,7 +32,7 @@ class AdaptPanel(Panel):
             return
         self._drawn = curve
         steps = max((point.step for point in curve), default=1)
-        self.state.ada_picture = picture(line([(p.step, p.loss) for p in curve if p.loss is not None], steps),
+        self.state.ada_picture = picture(line(smoothed([(p.step, p.loss) for p in curve if p.loss is not None]), steps),
                                          line([(p.step, p.dice) for p in curve if p.dice is not None], steps, 0.0, 1.0))
         losses = [p.loss for p in curve if p.loss is not None]
         dices = [p.dice for p in curve if p.dice is not None]
