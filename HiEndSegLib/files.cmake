@@ -118,6 +118,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/adapt_case.py
   HiEndSegLib/operations/adapt_checks.py
   HiEndSegLib/operations/adapt_crops.py
+  HiEndSegLib/operations/adapt_encoder.py
   HiEndSegLib/operations/adapt_loop.py
   HiEndSegLib/operations/adapt_plan.py
   HiEndSegLib/operations/adapt_report.py

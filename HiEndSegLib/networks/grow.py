@@ -38,17 +38,31 @@ def grow(network: nn.Module, config: Mapping[str, Any], seeds: Sequence[int], *,
     grown = dict(config)
     grown[CLASS_KEYS[kind]] = int(network.num_classes) + len(seeds)
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    first = next(network.parameters())
+    if int(network.num_classes) == 1 and seeds:
+        return _first_classes(grown, state, generator).to(first.device, first.dtype).train(network.training), grown, [
+            name for name in state]
     if kind == "maskmed":
         if grown.get("num_queries") is not None:
             grown["num_queries"] += len(seeds)
         changed = _grow_maskmed(state, list(seeds), generator) if seeds else []
     else:
         changed = _grow_pointwise(state, POINTWISE_LAYERS[kind], list(seeds)) if seeds else []
-    first = next(network.parameters())
     with torch.random.fork_rng(devices=[]):             # its random start is overwritten; leave no trace of it
         result = build_network(grown)
     result.load_state_dict(state, strict=True)
     return result.to(first.device, first.dtype).train(network.training), grown, changed
+
+
+def _first_classes(config: dict, state: dict[str, Tensor], generator: torch.Generator | None) -> nn.Module:
+    """From a network that knew the background alone: the last layers start anew, copies of one row would stay alike."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed() if generator is not None else 0)
+        result = build_network(config)
+    fresh = result.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if tensor.shape == fresh[name].shape}
+    result.load_state_dict(fitting, strict=False)
+    return result
 
 
 def _grow_pointwise(state: dict[str, Tensor], layer: str, seeds: list[int]) -> list[str]:
@@ -60,13 +74,17 @@ def _grow_pointwise(state: dict[str, Tensor], layer: str, seeds: list[int]) -> l
 
 
 def _grow_maskmed(state: dict[str, Tensor], seeds: list[int], generator: torch.Generator | None) -> list[str]:
-    """One query for each new class, a copy of the one that speaks for the seed class, heard by no old class."""
+    """One query for each new class, anywhere among the others and heard by no old class.
+
+    Not a copy of the one that speaks for the seed class: the two would share every weight but their own vectors, give
+    one mask, and never part (tried).
+    """
     prior, weight, bias = state["head.class_prior"], state["head.class_embed.weight"], state["head.class_embed.bias"]
     queries, classes, new = prior.shape[0], prior.shape[1] - 1, len(seeds)
     sources = [int(prior[:, seed].argmax()) for seed in seeds]
     for name in ("head.query_content", "head.query_position"):
-        noise = torch.randn(new, state[name].shape[1], generator=generator).to(state[name])
-        state[name] = torch.cat([state[name], state[name][sources] + 0.05 * noise])
+        start = torch.randn(new, state[name].shape[1], generator=generator).to(state[name])
+        state[name] = torch.cat([state[name], start])
     # Columns of the new classes come before "no object", the last one.
     state["head.class_embed.weight"] = torch.cat([weight[:classes], weight.new_zeros(new, weight.shape[1]),
                                                   weight[classes:]])

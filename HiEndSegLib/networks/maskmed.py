@@ -12,6 +12,8 @@ so a convolutional pyramid (ours) supplies the finer levels. Which parts are who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from .deformable import FSADTransformer
@@ -62,11 +64,19 @@ class PyramidEncoder(nn.Module):
         self.up4 = ResidualBlock(channels[1], channels[1])
         self.up2 = ResidualBlock(channels[0], channels[0])
 
-    def tokens_map(self, x: Tensor) -> Tensor:
-        """The ViT's level: sum of projected taps and last output, (B, c8, I/p, J/p, K/p)."""
+    def tokens(self, x: Tensor) -> list[Tensor]:
+        """The ViT's taps and last output, (B, N, D) each."""
         taps, last = self.vit.forward_intermediates(x[:, :1], self.taps)
-        summed = sum(proj(t) for proj, t in zip(self.token_proj, [*taps, last]))
-        return summed.transpose(1, 2).unflatten(2, self.vit.patch_embed.grid(x.shape[2:]))
+        return [*taps, last]
+
+    def project(self, tokens: list[Tensor], size: Sequence[int]) -> Tensor:
+        """What `tokens` gave for an image of `size` -> the ViT's level: their projections' sum, (B, c8, I/p, ...)."""
+        summed = sum(proj(t) for proj, t in zip(self.token_proj, tokens))
+        return summed.transpose(1, 2).unflatten(2, self.vit.patch_embed.grid(size))
+
+    def tokens_map(self, x: Tensor) -> Tensor:
+        """The ViT's level, (B, c8, I/p, J/p, K/p)."""
+        return self.project(self.tokens(x), x.shape[2:])
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """(B, C, I, J, K), edges multiples of 24 (patch 12) -> maps at strides 2, 4, 8 and the ViT's level.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .mask_head import HeadOutput, fuse, mask_logits
@@ -86,13 +87,38 @@ def pointwise_loss(logits: Tensor, possible: Tensor, *, offset: tuple[int, int, 
     return {"loss": cross_entropy + dice, "cross_entropy": cross_entropy.detach(), "dice": dice.detach()}
 
 
-def sampled_scores(out: HeadOutput | Tensor, offset: tuple[int, int, int], stride: int = 2) -> Tensor:
-    """Scores (B, K, V) float32 of an answer (or of logits) at the `wandering` voxels."""
+def sampled_scores(out: HeadOutput | Tensor, offset: tuple[int, int, int],
+                   stride: int = 2) -> tuple[Tensor, Tensor | None]:
+    """Scores (B, K, V) float32 of an answer (or of logits) at the `wandering` voxels, and the queries' mask logits
+    (B, Q, V) there (None for an ordinary head)."""
     if isinstance(out, HeadOutput):
         features = out.mask_features.at(*wandering(out.mask_features.size, offset, stride))
         logits = mask_logits(out.final.mask_embeddings, features).flatten(2).float()
-        return fuse(out.final.class_logits, logits)
-    return sublattice(out, offset, stride).flatten(2).float().softmax(1)
+        return fuse(out.final.class_logits, logits), logits
+    return sublattice(out, offset, stride).flatten(2).float().softmax(1), None
+
+
+def teaching_mask_loss(class_logits: Tensor, logits: Tensor, drawn: Tensor, asked: Sequence[int], *,
+                       open_value: int = 255) -> Tensor:
+    """Teach the queries' own masks: of one sample, class_logits (Q, K + 1), logits (Q, V), drawn (V,).
+
+    The query that speaks for a taught class gets its drawing as a target, and where it is drawn every other query is
+    to be silent. Both by cross-entropy of the logits: a mask that is sure and wrong has no gradient left in the scores,
+    so a new structure would hardly ever be carved out of the background.
+    """
+    known = drawn != open_value
+    log_probability = class_logits.float().log_softmax(-1)
+    terms = []
+    for number in asked:
+        positive = drawn == number
+        count = int(positive.sum())
+        if count < 4:
+            continue
+        query = int(log_probability[:, number].argmax())
+        own = F.binary_cross_entropy_with_logits(logits[query], positive.float(), reduction="none")
+        others = F.softplus(logits[:, positive]).sum() - F.softplus(logits[query][positive]).sum()
+        terms.append((own * known).sum() / known.sum() + others / known.sum() - 0.2 * log_probability[query, number])
+    return torch.stack(terms).sum() if terms else logits.new_zeros(())
 
 
 def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence[int], silent: Sequence[int] = (), *,

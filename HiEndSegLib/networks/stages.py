@@ -22,10 +22,14 @@ _MIDDLE = ("fsad", "full_resolution", "lateral4", "lateral2", "up8", "up4", "up2
 class Stages:
     """front: names of the parts that stay frozen. middle: parts that a low-rank change suffices for. last: parts that
     learn whole. size_step: crops must be multiples of it; None where the network takes its own tile only.
+
+    fresh: only the ViT was ever trained (a model made from an encoder), so all else learns whole and the front ends
+    with it.
     """
 
-    def __init__(self, network: nn.Module, config: Mapping):
+    def __init__(self, network: nn.Module, config: Mapping, *, fresh: bool = False):
         kind = config.get("kind")
+        self.fresh = fresh and kind in ("maskmed", "pointwise")
         self.network, self.kind = network, kind
         self.size_step: int | None = None
         if kind in ("maskmed", "pointwise"):
@@ -33,6 +37,9 @@ class Stages:
             self.middle = tuple(f"encoder.{name}" for name in _MIDDLE if hasattr(network.encoder, name))
             self.last = ("mask_features", "head" if kind == "maskmed" else "classifier")
             self.size_step = math.lcm(8, *network.encoder.vit.patch_size)
+            if fresh:
+                self.last = (*self.front_parts[1:], *self.middle, *self.last)
+                self.front_parts, self.middle = self.front_parts[:1], ()
         elif kind in ("unetr12", "unetr16"):
             self.front_parts = ("vit",)
             self.middle = tuple(name for name, _ in network.named_children() if name not in ("vit", "out"))
@@ -44,6 +51,8 @@ class Stages:
 
     def front(self, x: Tensor) -> list[Tensor]:
         """(B, C, I, J, K) -> what the rest needs; batch first in every tensor."""
+        if self.fresh:
+            return [x, *self.network.encoder.tokens(x)]
         if self.kind in ("maskmed", "pointwise"):
             return self.network.encoder.encode(x)
         if self.kind == "unetr12":
@@ -55,6 +64,9 @@ class Stages:
         """The answer: HeadOutput, or logits (B, classes, I, J, K)."""
         if self.kind in ("maskmed", "pointwise"):
             encoder = self.network.encoder
+            if self.fresh:
+                x, *tokens = given
+                given = [*encoder.pyramid(x), encoder.project(tokens, x.shape[2:])]
             return self.network.answer(encoder.decode(encoder.refine(list(given))))
         if self.kind == "unetr12":
             x, last, *hidden = given

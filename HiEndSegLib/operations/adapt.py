@@ -38,12 +38,14 @@ from .adapt_case import (
     whole_scores,
 )
 from .adapt_checks import look_at_labels
-from .adapt_loop import RECIPES, Outcome, Recipe, Training, with_steps
+from .adapt_loop import Outcome, Recipe, Training, recipe_for, with_steps
 from .adapt_report import make_report
 from .devices import choose_device, cpu_has_bfloat16, cpu_threads, free_bytes, half_type, is_out_of_memory
 from .peak import peak_memory
 from .plan import gigabytes
 
+#: Bit sets (`networks.matching`) hold no more structures.
+FIRST_CLASSES = 61
 #: Share of the progress bar at which each stage ends.
 STAGES = {"prepare": 0.03, "parent": 0.10, "teach": 0.92, "after": 0.99}
 
@@ -97,7 +99,7 @@ def adapt(model: Model, volume: Volume, labels: Volume, legend: Sequence[Label],
         job.set_device(kind, precision, memory_limit)
         job.prepare(volume, labels, sides)
         job.see_parent()
-        recipe = with_steps(recipe or RECIPES[speed], steps)
+        recipe = with_steps(recipe or recipe_for(speed, job.old_classes == 1), steps)
         job.make_cases(teaching, volume)
         outcome = job.teach(speed, recipe, seed)
         after = job.see_after()
@@ -168,6 +170,9 @@ class _Job:
         known = {label.id: label.value for label in card.labels}
         new = [name for name in self.structures if name not in known]
         self.old_classes = len(card.labels) + 1
+        if self.old_classes == 1 and len(new) > FIRST_CLASSES:
+            raise OptionError(f"A model made from an encoder can start with up to {FIRST_CLASSES} structures, and "
+                              f"{len(new)} are ticked; untick some.")
         if self.old_classes + len(new) > OPEN:
             raise OptionError(f"The model would have {self.old_classes + len(new) - 1} structures, and a label map "
                               f"holds {OPEN - 1}; teach fewer new ones.")
@@ -311,8 +316,8 @@ class _Job:
         training = Training(
             self.network, self.config, self.new_card, self.cases, parent, self.model.card.network, speed=speed,
             recipe=recipe, changed=self.changed, taught=self.taught, ids=ids, device=torch.device(self.kind),
-            half=self.half, seed=seed, checkpointing=self._memory_is_short(), record=self.record, progress=self.stage("teach"),
-            cancel=self.cancel)
+            half=self.half, seed=seed, checkpointing=self._memory_is_short(), record=self.record,
+            progress=self.stage("teach"), cancel=self.cancel)
         return training.run()
 
     def _seeds(self) -> list[int]:

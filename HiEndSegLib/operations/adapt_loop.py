@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..models.card import ModelCard
 from ..networks import low_rank
 from ..networks.mask_head import HeadOutput, QueryPrediction
-from ..networks.objective import sampled_scores, sublattice, teaching_loss
+from ..networks.objective import maskmed_loss, sampled_scores, sublattice, teaching_loss, teaching_mask_loss
 from ..networks.stages import Stages
 from ..tasks import CancelToken, Progress, Record
 from .adapt_case import OPEN, Case, runs, winners
@@ -30,6 +30,8 @@ from .tiling import cut_tile, gaussian_weights, overlap_slices, tile_starts
 
 #: Seconds between two "step" records.
 RECORD_EVERY = 0.3
+#: Dice from which a new structure has appeared.
+BORN = 0.3
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Recipe:
     lr_middle for the ViT (full). rank: of adapters. ema: decay of the weights' average, which is what is scored and
     kept. every: steps between scores. patience: scores without a gain after which it stops. protect: how much a lost
     point of agreement of the protected structures weighs against a point of Dice of the taught. hold: weight of
-    the overlap with the parent's scores in the loss.
+    the overlap with the parent's scores in the loss. masks: weight of the queries' own masks.
     """
 
     steps: int = 400
@@ -55,6 +57,7 @@ class Recipe:
     patience: int = 4
     protect: float = 1.0
     hold: float = 1.0
+    masks: float = 1.0
     warmup: int = 15
 
     def to_dict(self) -> dict:
@@ -62,6 +65,8 @@ class Recipe:
 
 
 RECIPES = {"quick": Recipe(), "full": Recipe(steps=300, crop=72, crops=0, lr=6e-4, lr_middle=3e-4)}
+#: What is different where a model starts from an encoder.
+FRESH = {"steps": 1200, "lr": 1e-3, "lr_middle": 1e-3, "ema": 0.99, "every": 100, "patience": 5}
 
 
 @dataclass
@@ -90,13 +95,15 @@ class Outcome:
 
 @dataclass
 class _Kept:
-    """A crop ready for training. given: what the part that learns takes. parent: the parent's scores, (K', V)."""
+    """A crop ready for training. given: what the part that learns takes. parent: the parent's scores, (K', V).
+    drawn: (V,) at those voxels. whole: everywhere, where the loss wants it."""
 
     given: list[Tensor]
     drawn: Tensor
     parent: Tensor
     case: Case
     offset: tuple[int, int, int]
+    whole: Tensor | None
 
 
 class Training:
@@ -111,7 +118,10 @@ class Training:
         self.quick, self.taught, self.ids, self.device, self.half = speed == "quick", taught, ids, device, half
         self.record, self.progress, self.cancel, self.clock = record, progress, cancel, clock
         self.classes = int(network.num_classes)
-        self.stages, self.parent = Stages(network, config), Stages(parent, parent_config)
+        self.new = [number for number in taught if number >= int(parent.num_classes)]
+        self.fresh = int(parent.num_classes) == 1               # made from an encoder: it knew the background alone
+        self.stages = Stages(network, config, fresh=self.fresh)
+        self.parent = Stages(parent, parent_config, fresh=self.fresh)
         self.sampler = CropSampler(cases, card, crop_size(card, self.stages, recipe.crop), seed)
         self.rng = np.random.default_rng(seed + 1)
         self.kept: list[_Kept] = []
@@ -161,6 +171,7 @@ class Training:
         recipe, begin, told = self.recipe, self.clock(), 0.0
         scores = [self.score(0)]
         best, best_state, stopped, step = scores[0], self._state(), "end", 0
+        self._tell(scores[0], True)
         while step < recipe.steps:
             self.progress(step / recipe.steps, f"Step {step + 1} of {recipe.steps}")
             loss = self._step(step)
@@ -175,12 +186,18 @@ class Training:
                 if scores[-1].value > best.value or scores[-1].mean is None:
                     best, best_state = scores[-1], self._state()
                 self._tell(scores[-1], scores[-1] is best)
-                since = sum(1 for score in scores if score.step > best.step)
-                if asked or since >= recipe.patience:
+                if asked or self._no_gain(scores, best):
                     stopped = "asked" if asked else "early"
                     break
         self.kept.clear()
         return self._finish(best.step, step, stopped, best_state, scores)
+
+    def _no_gain(self, scores: list[Score], best: Score) -> bool:
+        """Whether the last scores say that more steps are in vain; a new structure takes its time to appear at all."""
+        since = sum(1 for score in scores if score.step > best.step)
+        unborn = any((scores[-1].dice[number] or 0.0) < BORN and scores[0].dice[number] is not None
+                     for number in self.new)
+        return since >= self.recipe.patience * (3 if unborn else 1)
 
     def _step(self, step: int) -> float:
         recipe = self.recipe
@@ -210,12 +227,27 @@ class Training:
 
     def _loss(self, out, chosen: list[_Kept]) -> Tensor:
         losses = []
+        if self.fresh and isinstance(out, HeadOutput):
+            # From scratch the queries first have to agree who is who.
+            return maskmed_loss(out, torch.stack([self._possible(crop.whole) for crop in chosen]),
+                                offset=chosen[0].offset)["loss"]
         for row, crop in enumerate(chosen):
-            scores = sampled_scores(_row(out, row), crop.offset)[0]
+            one = _row(out, row)
+            scores, logits = sampled_scores(one, crop.offset)
+            drawn = crop.drawn.to(self.device)
             silent = [number for number in self.taught if number not in crop.case.asked]
-            losses.append(teaching_loss(scores, crop.drawn.to(self.device), crop.parent.to(self.device).float(),
-                                        crop.case.asked, silent, hold=self.recipe.hold))
+            loss = teaching_loss(scores[0], drawn, crop.parent.to(self.device).float(), crop.case.asked, silent,
+                                 hold=self.recipe.hold)
+            if logits is not None and self.recipe.masks:
+                loss = loss + self.recipe.masks * teaching_mask_loss(one.final.class_logits[0], logits[0], drawn,
+                                                                     crop.case.asked)
+            losses.append(loss)
         return torch.stack(losses).mean()
+
+    def _possible(self, drawn: Tensor) -> Tensor:
+        """Bit sets of a drawing that is complete but for what is open."""
+        drawn = drawn.to(self.device).long()
+        return torch.where(drawn == OPEN, (1 << self.classes) - 1, 1 << drawn.clamp_max(self.classes - 1))
 
     def _crop(self) -> _Kept:
         """A crop with what the parent says of it; one of those kept as soon as there are enough (quick)."""
@@ -232,8 +264,9 @@ class Training:
                 given = [t.to("cpu", torch.bfloat16) for t in given]        # half the memory, in main memory
             else:
                 given, said = [x], self.parent.whole(x)
-            parent = sampled_scores(said, crop.offset)[0].to("cpu", torch.float16)
-        kept = _Kept(given, sublattice(crop.drawn, crop.offset).flatten(), parent, crop.case, crop.offset)
+            parent = sampled_scores(said, crop.offset)[0][0].to("cpu", torch.float16)
+        kept = _Kept(given, sublattice(crop.drawn, crop.offset).flatten(), parent, crop.case, crop.offset,
+                     crop.drawn if self.fresh else None)
         if self.quick:
             self.kept.append(kept)
         return kept
@@ -354,6 +387,11 @@ def crop_size(card: ModelCard, stages: Stages, wanted: int) -> tuple[int, int, i
         return card.tile
     step = stages.size_step
     return tuple(max(step, min(wanted, edge) // step * step) for edge in card.tile)
+
+
+def recipe_for(speed: str, fresh: bool) -> Recipe:
+    """The speed's recipe. fresh: the model was made from an encoder and has everything to learn."""
+    return replace(RECIPES[speed], **FRESH) if fresh else RECIPES[speed]
 
 
 def with_steps(recipe: Recipe, steps: int | None) -> Recipe:

@@ -1,0 +1,162 @@
+"""Held-out slabs, scores against MONAI's, and what the teaching loss asks for."""
+
+import numpy as np
+import pytest
+import torch
+from adapt_phantoms import phantom, untrained
+
+from HiEndSegLib.networks.objective import teaching_loss
+from HiEndSegLib.operations.adapt_case import (
+    OPEN,
+    Case,
+    class_map,
+    held_out_layers,
+    labels_on,
+    on_model_lattice,
+    runs,
+)
+from HiEndSegLib.operations.adapt_crops import CropSampler
+from HiEndSegLib.operations.adapt_scores import dice, surface_distance
+
+
+def columns(**spans):
+    """A label map with a column of each class over [first, last) layers."""
+    drawn = np.zeros((8, 8, 60), np.uint8)
+    for number, (name, (first, last)) in enumerate(spans.items(), start=1):
+        drawn[number, 2:6, first:last] = number
+    return drawn
+
+
+def shares(drawn, held):
+    return [float((drawn[:, :, held] == n).sum() / (drawn == n).sum()) for n in range(1, int(drawn.max()) + 1)]
+
+
+def test_every_structure_gives_about_a_fifth():
+    drawn = columns(long=(2, 58), short=(20, 34), other=(40, 55))
+    held = held_out_layers(drawn, [1, 2, 3])
+    assert all(0.13 <= share <= 0.45 for share in shares(drawn, held))
+    assert not held[:3].any() and not held[57:].any()                   # something is left above and below
+
+
+def test_structures_side_by_side_share_one_slab():
+    drawn = columns(left=(10, 40), right=(12, 42))
+    assert len(runs(held_out_layers(drawn, [1, 2]))) == 1
+
+
+def test_a_flat_structure_is_not_held_out():
+    drawn = columns(flat=(10, 13))
+    assert not held_out_layers(drawn, [1]).any()
+
+
+def test_many_structures_never_lose_most_of_one():
+    rng = np.random.default_rng(0)
+    drawn = np.zeros((24, 8, 80), np.uint8)
+    for number in range(1, 20):
+        first = int(rng.integers(0, 60))
+        drawn[number, 2:6, first:first + int(rng.integers(3, 20))] = number
+    held = held_out_layers(drawn, range(1, 20))
+    assert max(shares(drawn, held)) <= 0.42 + 1e-9 and held.any()
+
+
+def test_training_never_sees_held_out_voxels():
+    model = untrained()
+    volume, labels = phantom()
+    lattice = on_model_lattice(volume, model.card)
+    drawn = class_map(labels_on(lattice, labels), {1: 1})
+    held = held_out_layers(drawn, [1])
+    case = Case(lattice, drawn, np.zeros_like(drawn), held, (1,))
+    assert held.any() and (case.targets[:, :, held] == OPEN).all() and not held[case.centres[1][:, 2]].any()
+    assert (case.targets[:, :, ~held] == drawn[:, :, ~held]).all()
+
+
+def test_every_other_crop_is_about_a_taught_structure():
+    model = untrained()
+    volume, labels = phantom()
+    lattice = on_model_lattice(volume, model.card)
+    drawn = class_map(labels_on(lattice, labels), {2: 2})
+    case = Case(lattice, drawn, np.zeros_like(drawn), np.zeros(drawn.shape[2], bool), (2,))
+    crops = [CropSampler([case], model.card, (24, 24, 24), seed=s) for s in range(10)]
+    first, second = zip(*((sampler.draw(), sampler.draw()) for sampler in crops))
+    with_it = [sum(bool((crop.drawn == 2).any()) for crop in row) for row in (first, second)]
+    assert with_it[0] >= 9 and with_it[0] >= with_it[1]
+    assert all(crop.x.shape == (1, 24, 24, 24) and 0 <= crop.x.min() and crop.x.max() <= 1 for crop in first)
+    again = CropSampler([case], model.card, (24, 24, 24), seed=0).draw()
+    assert torch.equal(again.x, first[0].x) and torch.equal(again.drawn, first[0].drawn)
+
+
+def test_labels_outside_their_lattice_are_not_annotated():
+    volume, labels = phantom()
+    half = labels.with_array(labels.array)
+    from dataclasses import replace
+    half = replace(labels, array=labels.array[:18])
+    found = labels_on(on_model_lattice(volume, untrained().card), half)
+    assert (found[19:] == OPEN).all() and (found[:17] == labels.array[:17]).all()
+
+
+# ---------------------------------------------------------------------------------------------------- scores
+
+
+def test_surface_distance_is_monai_s():
+    from monai.metrics import compute_average_surface_distance
+
+    rng = np.random.default_rng(1)
+    grid = np.indices((30, 26, 22))
+    true = sum((g - c) ** 2 for g, c in zip(grid, (14, 12, 10))) < 49
+    found = (sum((g - c) ** 2 for g, c in zip(grid, (16, 12, 11))) < 36) | (rng.random(true.shape) < 0.001)
+    spacing = (3.0, 3.0, 5.0)
+    as_monai = [torch.from_numpy(mask[None, None].astype(np.float32)) for mask in (found, true)]
+    expected = compute_average_surface_distance(*as_monai, include_background=True, symmetric=True, spacing=spacing)
+    assert surface_distance(found, true, spacing) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_cut_through_a_structure_is_no_surface():
+    true = np.zeros((20, 20, 30), bool)
+    true[5:15, 5:15, 2:28] = True
+    found = np.roll(true, 1, axis=0)
+    where = np.zeros_like(true)
+    where[:, :, 12:18] = True
+    assert 0 < surface_distance(found, true, (1, 1, 1), where) < 0.6
+    assert surface_distance(true, true, (1, 1, 1), where) == 0
+
+
+def test_scores_of_nothing_are_none():
+    nothing, one = np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool)
+    assert dice(nothing, nothing) is None and dice(one, nothing) == 0 and dice(one, one) == 1
+    assert surface_distance(nothing, one, (1, 1, 1)) is None
+    assert dice(one, one, nothing) is None
+
+
+# ---------------------------------------------------------------------------------------------------- the loss
+
+
+def softmaxed(logits):
+    return torch.as_tensor(logits, dtype=torch.float32).softmax(0)
+
+
+def test_the_parent_itself_moves_nothing_where_nothing_is_taught():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 50, requires_grad=True)
+    drawn = torch.zeros(50, dtype=torch.uint8)
+    parent = logits.detach().softmax(0)
+    parent[3] = 0                                            # class 3 is taught; the parent never saw it here
+    start = parent.clamp_min(1e-9).log().requires_grad_(True)
+    loss = teaching_loss(start.softmax(0), drawn, parent / parent.sum(0), [3])
+    loss.backward()
+    assert start.grad.abs().max() < 2e-3 and loss < 0.01
+
+
+def test_drawn_voxels_pull_and_excluded_ones_push():
+    logits = torch.zeros(3, 40, requires_grad=True)
+    drawn = torch.tensor([2] * 10 + [0] * 20 + [255] * 10, dtype=torch.uint8)
+    parent = softmaxed(torch.zeros(3, 40))
+    teaching_loss(logits.softmax(0), drawn, parent, [2]).backward()
+    assert (logits.grad[2, :10] < 0).all() and (logits.grad[2, 10:30] > 0).all()
+    assert (logits.grad[:, 30:] == 0).all()
+
+
+def test_a_class_nobody_drew_in_this_case_may_take_what_the_parent_calls_otherwise():
+    drawn, parent = torch.zeros(20, dtype=torch.uint8), softmaxed([[4.0] * 20, [0.0] * 20])
+    taken = softmaxed([[0.0] * 20, [0.0] * 20, [4.0] * 20])             # the new class takes the background
+    allowed = teaching_loss(taken, drawn, parent, [1], silent=[2], hold=0)
+    refused = teaching_loss(taken, drawn, parent, [1, 2], hold=0)
+    assert allowed < 0.2 and refused > 1
