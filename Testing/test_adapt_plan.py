@@ -30,10 +30,11 @@ def test_torch_is_not_imported():
 
 
 def test_the_numbers_are_the_loops_own():
-    from HiEndSegLib.operations.adapt_loop import RECIPES
+    from HiEndSegLib.operations.adapt_loop import recipe_for
 
     for speed in adapt_plan.SPEEDS:
-        recipe = RECIPES[speed]
+        recipe, fresh = recipe_for(speed, False), recipe_for(speed, True)
+        assert (fresh.steps, fresh.every) == (adapt_plan.FRESH_STEPS, adapt_plan.FRESH_EVERY)
         assert (recipe.steps, recipe.crop, recipe.every) == (adapt_plan.STEPS[speed], adapt_plan.CROP,
                                                              adapt_plan.EVERY), speed
         assert recipe.crops == (adapt_plan.CROPS if speed == "quick" else 0) and recipe.batch == 1
@@ -82,6 +83,14 @@ def test_a_graphics_card_has_memory_of_its_own():
 def test_time_follows_what_is_known(options, factor):
     usual = plan_adapt(*TORSO, card(), "cpu", 16 * GB, "quick").minutes
     assert factor[0] * usual < plan_adapt(*TORSO, card(), "cpu", 16 * GB, "quick", options).minutes < factor[1] * usual
+
+
+def test_around_an_encoder_more_learns_and_for_longer():
+    known = plan_adapt(*TORSO, card(), "cpu", 16 * GB, "quick", {"parameters": 90_000_000})
+    fresh = plan_adapt(*TORSO, card(labels=[]), "cpu", 16 * GB, "quick", {"parameters": 90_000_000})
+    assert fresh.steps == 1200 and fresh.minutes > 2 * known.minutes
+    small = plan_adapt(*TORSO, card(), "cpu", 16 * GB, "quick", {"parameters": 6_000_000})
+    assert known.minutes > 2 * small.minutes and known.bytes_host > small.bytes_host + 800_000_000
 
 
 def test_a_version_is_planned_by_its_whole_network():

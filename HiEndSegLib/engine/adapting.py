@@ -173,7 +173,7 @@ def _plan(library: Library, volume: Volume, card: ModelCard, kind: str, speed: s
 def _recipe(library: Library, volume: Volume, card: ModelCard, device: str, speed: str, steps: int | None,
             teaching: int, memory_limit: int | None, progress: Progress) -> Any:
     """How to learn within the memory that is free; None for the usual way. Raises OutOfMemoryError with the numbers."""
-    from ..operations.adapt_loop import RECIPES
+    from ..operations.adapt_loop import recipe_for
     from ..operations.adapt_plan import SPEEDS, default_speed, too_large
     from ..operations.devices import choose_device
 
@@ -187,7 +187,7 @@ def _recipe(library: Library, volume: Volume, card: ModelCard, device: str, spee
     if not plan.fits:
         raise OutOfMemoryError(too_large(plan, _plan(library, volume, card, kind, "quick", **options)
                                          if speed == "full" else None))
-    usual = RECIPES[speed]
+    usual = recipe_for(speed, fresh=not card.labels)
     return dataclasses.replace(usual, crops=plan.crops) if plan.crops != usual.crops else None
 
 

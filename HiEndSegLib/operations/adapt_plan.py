@@ -21,6 +21,8 @@ SPEEDS = ("quick", "full")
 #: As in `adapt_loop.RECIPES`: steps, edge of a crop in voxels, crops that are kept, steps between two scores.
 STEPS = {"quick": 400, "full": 300}
 CROP, CROPS, EVERY = 72, 160, 50
+#: The same where a model starts from an encoder: steps, and steps between two scores.
+FRESH_STEPS, FRESH_EVERY = 1200, 100
 #: Fewer kept crops than this teach too little.
 FEWEST_CROPS = 32
 #: Kinds of networks that take crops smaller than their tile.
@@ -30,9 +32,9 @@ ANY_SIZE = ("maskmed", "pointwise")
 #: bfloat16, full 1070; at 96^3 in float32 890 and 1130, pointwise 980 and 1310. A whole adaptation of the default model
 #: (122 x 101 x 112 voxels of 3 mm) took 824 MB after 40 quick steps, 760 MB in full; planned for that: 1.0 and 0.9 GB.
 STEP_BYTES = {"quick": 1050, "full": 1300}
-#: Bytes of a kept crop's voxel: the frozen part's maps in bfloat16; per class, the parent's scores at an eighth of the
-#: voxels in float16.
-KEPT_BYTES, KEPT_CLASS_BYTES = 10.5, 0.25
+#: Bytes of a kept crop's voxel: the frozen part's maps in bfloat16 and the drawing; per class, the parent's scores at
+#: an eighth of the voxels in float16.
+KEPT_BYTES, KEPT_CLASS_BYTES = 11.5, 0.25
 #: Bytes a tile's voxel takes in a forward pass, by kind of network (measured: 300; UNETR with patch 16 1240).
 FORWARD_BYTES, LARGE_FORWARD_BYTES = 400, 1300
 #: Bytes a parameter takes: the copy that learns, its average, the best so far; full adds gradient and two moments.
@@ -48,6 +50,8 @@ HELD_SHARE, SLABS = 0.25, 1.5
 #: Seconds of a tile's voxel forward, where no segmentation was timed. A CPU core: 0.84e-6 with bfloat16 instructions,
 #: 1.3e-6 without (measured); a graphics card and Apple's: estimated.
 VOXEL_SECONDS = {"cpu": 1.1e-6, "cuda": 1.5e-8, "mps": 1.5e-7}
+#: For larger networks: this many parameters cost as much again as a voxel's features (a token has 1728 voxels).
+USUAL_PARAMETERS, PARAMETER_VOXELS = 6_000_000, 36_000_000
 #: What things cost in units of a forward pass over as many voxels, measured for the default model on one core: a step,
 #: a look at a held-out tile, a crop that is kept (the frozen part, and the parent's word on it).
 STEP, SCORE, KEEP = {"quick": 1.55, "full": 3.05}, {"quick": 0.7, "full": 0.9}, 0.8
@@ -101,7 +105,8 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
     options = dict(options or {})
     on_cpu = device_kind == "cpu"
     host_free = int(device_bytes if on_cpu else options.get("host_bytes") or 0) or int(device_bytes)
-    steps = int(options.get("steps") or STEPS[speed])
+    fresh = not card.labels                              # made from an encoder: more learns, and for longer
+    steps = int(options.get("steps") or (FRESH_STEPS if fresh else STEPS[speed]))
     tile, crop = math.prod(card.tile), crop_voxels(card)
     model_shape = tuple(max(1, math.ceil(n * s / t - 1e-4)) for n, s, t in zip(shape, spacing, card.spacing))
     cases = 1 + int(options.get("teaching") or 0)
@@ -112,7 +117,7 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
     answer = forward + model_voxels * 4 * (classes + 1)
     held = _held_tiles(model_shape, card)
 
-    step = PARAMETER_BYTES[speed] * parameters + STEP_BYTES[speed] * crop
+    step = PARAMETER_BYTES[speed] * parameters + STEP_BYTES["full" if fresh else speed] * crop
     lattices = LATTICE_BYTES * model_voxels * cases + FIXED_BYTES
     kept = crop * (KEPT_BYTES + KEPT_CLASS_BYTES * classes)
     kept_held = held * tile * KEPT_BYTES if speed == "quick" else 0
@@ -129,7 +134,8 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
     need = host_need()
     fits = need <= USABLE * host_free and (on_cpu or device_need <= device_bytes)
     tiles = BODY_SHARE * len(tile_starts((0, 0, 0), model_shape, model_shape, card.tile, card.overlap))
-    minutes = _seconds(speed, steps, min(crops, steps), cases, tiles, held, crop, tile, device_kind, options) / 60
+    minutes = _seconds(speed, steps, min(crops, steps), cases, tiles, held, crop, tile, device_kind, fresh,
+                       parameters, options) / 60
     sentence = (f"{speed.capitalize()}: about {_time(minutes)}, {steps} steps, {gigabytes(need)} of main memory "
                 f"({gigabytes(host_free)} free)")
     if not on_cpu:
@@ -168,14 +174,18 @@ def _held_tiles(model_shape: Sequence[int], card: ModelCard) -> int:
 
 
 def _seconds(speed: str, steps: int, crops: int, cases: int, tiles: float, held: int, crop: int, tile: int, kind: str,
-             options: Mapping) -> float:
+             fresh: bool, parameters: int, options: Mapping) -> float:
     base = kind.partition(":")[0]
     threads = max(1, int(options.get("threads") or 1)) if base == "cpu" else 1
-    forward = float(options.get("tile_seconds") or 0) or VOXEL_SECONDS.get(base, 1e-7) * tile / threads ** 0.8
-    scores = math.ceil(steps / EVERY) + 1
+    forward = float(options.get("tile_seconds") or 0)
+    if not forward:
+        more = max(0, parameters - USUAL_PARAMETERS) * tile / PARAMETER_VOXELS
+        forward = VOXEL_SECONDS.get(base, 1e-7) * (tile + more) / threads ** 0.8
+    scores = math.ceil(steps / (FRESH_EVERY if fresh else EVERY)) + 1
+    learned = steps * STEP["full" if fresh else speed] * crop / tile
     drawn = crops if speed == "quick" else steps
-    return (forward * (tiles * (cases + 1) + scores * held * SCORE[speed] + steps * STEP[speed] * crop / tile
-                       + crops * KEEP * crop / tile) + DRAW * drawn * crop / 1e6)
+    return (forward * (tiles * (cases + 1) + scores * held * SCORE[speed] + learned + crops * KEEP * crop / tile)
+            + DRAW * drawn * crop / 1e6)
 
 
 def _time(minutes: float) -> str:
