@@ -225,11 +225,14 @@ def test_the_others_get_the_seconds_that_quick_took(data, model_folder, tmp_path
     args = adaptation.parse(arguments(data, tmp_path, model_folder, "--methods", "quick", "scratch"))
     jobs = adaptation.plan(args, [PAIR], load_model(Registry().get(model_folder)))
     assert [job.config.method for job in jobs] == ["default", "quick", "scratch"]
-    assert adaptation.timed(jobs[2], jobs) is None
     quick = jobs[1]
+    with pytest.raises(OptionError, match="add quick"):
+        adaptation.timed(replace(jobs[2], config=replace(jobs[2].config, steps=None)))
+    assert jobs[2].quick == quick.target and adaptation.timed(jobs[2]) is None      # as many steps as were told
     quick.target.parent.mkdir()
     quick.target.write_text(json.dumps(made_up("quick", {}, seconds=87.5)))
-    assert adaptation.timed(jobs[2], jobs) == 87.5 and adaptation.timed(quick, jobs) is None
+    assert adaptation.timed(replace(jobs[2], config=replace(jobs[2].config, steps=None))) == 87.5
+    assert adaptation.timed(quick) is None
 
 
 def test_refusals(data, model_folder, tmp_path, capsys):

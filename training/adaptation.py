@@ -26,6 +26,7 @@ from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.models.encoders import load_encoder_weights, read_encoder
 from HiEndSegLib.models.loading import Model, load_model
 from HiEndSegLib.models.registry import Registry, shipped_folder
+from HiEndSegLib.operations.adapt_loop import RECIPES
 
 from .adaptation_cases import EXPERT_ORGANS, NEW, Cases
 from .adaptation_looks import AS_IS, LOOKS
@@ -60,47 +61,49 @@ SECONDS_SCORE = 15.0
 
 @dataclass(frozen=True)
 class Job:
+    """One run and its result. quick: the result of the quick run whose seconds it gets."""
+
     config: RunConfig
     target: Path
+    quick: Path
 
 
 # --------------------------------------------------------------------------------------------------------------- plan
 
 
 def plan(args: argparse.Namespace, pairs: Sequence[Pair], model: Model, encoder_sum: str = "") -> list[Job]:
-    """Every run in order: pair by pair the default first, then the other ways. Those that equal quick's time know it
-    only when quick is finished, so `seconds` is filled in later (see `timed`)."""
+    """Every run in order: pair by pair the default first, then the other ways."""
     chosen = [pair for pair in pairs if not args.pairs or pair.name in args.pairs]
     unknown = set(args.pairs or ()) - {pair.name for pair in pairs}
     if unknown:
         raise OptionError(f"There is no pair {', '.join(sorted(unknown))}; choose from "
                           f"{', '.join(pair.name for pair in pairs)}.")
     about = f"{model.card.key} {model.card.checksum[:12]}"
-    jobs = []
-    for pair in chosen:
-        for seed in args.seeds:
-            for method in METHODS:
-                if method != "default" and method not in args.methods:
-                    continue
-                if method == "default" and seed != args.seeds[0]:
-                    continue
-                config = RunConfig(pair, method, about, seed if method != "default" else 0, args.device, args.threads,
-                                   args.seconds if method != "default" else None, args.steps, args.crop,
-                                   encoder_sum if method == "unetr" else "")
-                jobs.append(Job(config, args.out / "runs" / config.file_name))
-    return jobs
+
+    def config(pair: Pair, method: str, seed: int) -> RunConfig:
+        if method == "default":
+            return RunConfig(pair, method, about, 0, args.device, args.threads)
+        recipe = json.dumps(RECIPES[method].to_dict()) if method in RECIPES else ""
+        return RunConfig(pair, method, about, seed, args.device, args.threads, args.seconds, args.steps, args.crop,
+                         encoder_sum if method == "unetr" else "", recipe)
+
+    configs = [(config(pair, method, seed), config(pair, "quick", seed)) for pair in chosen for seed in args.seeds
+               for method in METHODS if method in args.methods or method == "default" and seed == args.seeds[0]]
+    folder = args.out / "runs"
+    return [Job(one, folder / one.file_name, folder / quick.file_name) for one, quick in configs]
 
 
-def timed(job: Job, jobs: Sequence[Job]) -> float | None:
-    """The seconds a job may take: told, or those that the same pair's quick run took."""
+def timed(job: Job) -> float | None:
+    """The seconds a job may take: told, or those that the same pair's quick run took; None for no limit.
+
+    Raises OptionError: neither is known."""
     config = job.config
-    if config.seconds is not None or config.method in ("default", "quick"):
+    if config.seconds is not None or config.steps is not None or config.method in ("default", "quick"):
         return config.seconds
-    for other in jobs:
-        if (other.config.method, other.config.pair.name, other.config.seed) == ("quick", config.pair.name, config.seed):
-            if other.target.is_file():
-                return float(read_result(other.target)["seconds"]["learning"])
-    return None
+    if not job.quick.is_file():
+        raise OptionError(f"{config.method} gets the seconds that quick took on {config.pair.name}, and that is not "
+                          "finished; add quick to --methods, or give --seconds.")
+    return float(read_result(job.quick)["seconds"]["learning"])
 
 
 def estimate_minutes(jobs: Sequence[Job]) -> float:
@@ -135,7 +138,7 @@ def do_all(jobs: Sequence[Job], model: Model, cases: Cases, encoder, tell: Calla
             if config.method != "default":
                 structures = ticked(config.pair, before[config.pair.name]["scores"][config.pair.taught])
             started = time.monotonic()
-            result = run(replace(config, seconds=timed(job, jobs)), model, cases, structures, encoder=encoder)
+            result = run(replace(config, seconds=timed(job)), model, cases, structures, encoder=encoder)
             with atomic_target(job.target) as temporary:
                 temporary.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
             tell(f"{number}/{len(jobs)} {config.pair.name}, {config.method}, seed {config.seed}: "

@@ -65,7 +65,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a result depends on. model: key and checksum. seconds: None for no limit but the way's own."""
+    """Everything a result depends on. model: key and checksum. seconds: None for no limit but the way's own. recipe: of
+    adaptation at that speed, as JSON: with another recipe it is another run."""
 
     pair: Pair
     method: str
@@ -77,6 +78,7 @@ class RunConfig:
     steps: int | None = None
     crop: int = 72
     encoder: str = ""
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
