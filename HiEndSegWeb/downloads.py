@@ -1,48 +1,95 @@
-"""What can be taken home: the segmentation as .seg.nrrd and NIfTI, and the scene."""
+"""What can be taken home: the segmentation in three formats, the scene, and models of the person's own."""
 
 from __future__ import annotations
 
+import asyncio
+import io
 import re
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from HiEndSegLib.errors import HiEndSegError
+from HiEndSegLib.errors import HiEndSegError, InputError, OutputError
 
-FORMATS = {"seg.nrrd": "Segmentation (.seg.nrrd)", "nii.gz": "Label map (.nii.gz)", "mrb": "Scene (.mrb)"}
+FORMATS = {"seg.nrrd": "Segmentation (.seg.nrrd)", "nii.gz": "Label map (.nii.gz)", "dcm": "DICOM SEG (.dcm)",
+           "mrb": "Scene (.mrb)"}
+_CHUNK = 1 << 20
 
 
 def offered(session: Any) -> list[dict]:
-    """Formats for what is there now."""
-    return [{"id": id_, "title": title} for id_, title in FORMATS.items()] \
-        if session.segment.state.segmentation_id else []
+    """Formats for what is there now; a DICOM segmentation only where the volume came as DICOM."""
+    state = session.segment.state
+    if not state.segmentation_id:
+        return []
+    return [{"id": id_, "title": title} for id_, title in FORMATS.items()
+            if id_ != "dcm" or state.volume_id in session.headers]
 
 
 def add_routes(app: Any, session: Any) -> None:
+    """GET /download/FORMAT: the current result."""
     async def download(request: web.Request) -> web.StreamResponse:
         kind = request.match_info["kind"]
         if kind not in FORMATS:
             return web.Response(status=404, text="There is no such format.")
-        with tempfile.TemporaryDirectory(dir=session.folder) as folder:
-            try:
-                path = write(session, kind, Path(folder))
-            except HiEndSegError as error:
-                return web.Response(status=409, text=str(error))
-            return web.Response(body=path.read_bytes(), content_type="application/octet-stream",
-                                headers={"Content-Disposition": f'attachment; filename="{path.name}"'})
+        return await send(request, session.folder, lambda folder: write(session, kind, folder))
 
     app.router.add_get("/download/{kind}", download)
 
 
-def write(session: Any, kind: str, folder: Path) -> Path:
-    """Write the current result as `kind` into `folder`. Raises HiEndSegError."""
-    from HiEndSegLib.bridge.corrections import read_correction
-    from HiEndSegLib.bridge.structures import drawn_structures
-    from HiEndSegLib.errors import InputError, OutputError
-    from HiEndSegLib.geometry.writing import write_labels
+def add_model_route(app: Any, session: Any) -> None:
+    """GET /model/KEY: one of the person's own models or versions as a zip, never with a teaching set."""
+    async def download(request: web.Request) -> web.StreamResponse:
+        def export(folder: Path) -> Callable[[], Path]:
+            from HiEndSegLib.models.versions import export_version
 
+            card = session.registry.get(request.match_info["key"])
+            return lambda: Path(export_version(card, folder / f"{card.id}-{card.version}.zip"))
+
+        return await send(request, session.folder, export)
+
+    app.router.add_get("/model/{key}", download)
+
+
+async def send(request: web.Request, private: Path, make: Callable[[Path], Path | Callable[[], Path]]
+               ) -> web.StreamResponse:
+    """A file that `make` writes into a folder, in pieces; nothing of it stays.
+
+    make: gives the file's path, or what goes on to write it on a thread (nothing there may touch the scene).
+    """
+    folder = Path(tempfile.mkdtemp(prefix="download-", dir=private))
+    try:
+        try:
+            made = make(folder)
+            path = await asyncio.to_thread(made) if callable(made) else made
+            if not path.is_file():
+                raise OutputError("The file could not be written; free some space on this computer and try again.")
+        except HiEndSegError as error:
+            return web.Response(status=409, text=str(error))
+        except OSError as error:
+            return web.Response(status=409, text=f"The file could not be written ({error.strerror or error}); free "
+                                                 "some space on this computer and try again.")
+        from .guard import headers_for
+
+        answer = web.StreamResponse(headers={
+            **headers_for(request), "Content-Type": "application/octet-stream",
+            "Content-Length": str(path.stat().st_size),
+            "Content-Disposition": f'attachment; filename="{path.name}"'})
+        await answer.prepare(request)
+        with open(path, "rb") as file:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                await answer.write(chunk)
+        await answer.write_eof()
+        return answer
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(session: Any, kind: str, folder: Path) -> Path | Callable[[], Path]:
+    """The current result as `kind` in `folder`, or what goes on to write it. Raises HiEndSegError."""
     state = session.segment.state
     segmentation = session.scene.GetNodeByID(state.segmentation_id or "")
     volume = session.scene.GetNodeByID(state.volume_id or "")
@@ -51,31 +98,44 @@ def write(session: Any, kind: str, folder: Path) -> Path:
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", segmentation.GetName()).strip("._") or "result"
     path = folder / f"{name}.{kind}"
     if kind == "mrb":
-        written = session.views.save_scene(str(path))
-    elif kind == "seg.nrrd":                        # Slicer's own writer keeps segments that overlap
-        written = session.views.save_segmentation(segmentation, str(path))
-    else:
-        drawn = drawn_structures(segmentation, session.legend_of(segmentation))
-        correction = read_correction(segmentation, volume, [one.label for one in drawn], drawn=drawn)
-        write_labels(correction.labels, correction.legend, path)
-        written = True
-    if not written or not path.is_file():
-        raise OutputError("The file could not be written; free some space on this computer and try again.")
-    return path
+        session.attention.scene_saving()                # a map in front of the volume is not the person's scene
+        try:
+            session.views.save_scene(str(path))
+        finally:
+            session.attention.scene_saved()
+        return path
+    if kind == "seg.nrrd":                              # Slicer's own writer keeps segments that overlap
+        session.views.save_segmentation(segmentation, str(path))
+        return path
+    labels, legend = _labels(session, segmentation, volume)
+    if kind == "nii.gz":
+        from HiEndSegLib.geometry.writing import write_labels
+
+        return lambda: (write_labels(labels, legend, path), path)[1]
+    return lambda: (_write_dicom(labels, legend, session.headers.get(state.volume_id), path, segmentation_name=name,
+                                 model=session.model_of(segmentation)), path)[1]
 
 
-def add_model_route(app: Any, session: Any) -> None:
-    """GET /model/KEY: one of the person's own models or versions as a zip, never with a teaching set."""
-    async def download(request: web.Request) -> web.StreamResponse:
-        from HiEndSegLib.models.versions import export_version
+def _labels(session: Any, segmentation: Any, volume: Any) -> tuple[Any, list]:
+    """The result as it is now, corrections and new structures included: label map and legend."""
+    from HiEndSegLib.bridge.corrections import read_correction
+    from HiEndSegLib.bridge.structures import drawn_structures
 
-        with tempfile.TemporaryDirectory(dir=session.folder) as folder:
-            try:
-                card = session.registry.get(request.match_info["key"])
-                path = export_version(card, Path(folder) / f"{card.id}-{card.version}.zip")
-            except HiEndSegError as error:
-                return web.Response(status=409, text=str(error))
-            return web.Response(body=Path(path).read_bytes(), content_type="application/zip",
-                                headers={"Content-Disposition": f'attachment; filename="{Path(path).name}"'})
+    drawn = drawn_structures(segmentation, session.legend_of(segmentation))
+    correction = read_correction(segmentation, volume, [one.label for one in drawn], drawn=drawn)
+    return correction.labels, correction.legend
 
-    app.router.add_get("/model/{key}", download)
+
+def _write_dicom(labels: Any, legend: list, headers: tuple[bytes, ...] | None, path: Path, *, segmentation_name: str,
+                 model: str) -> None:
+    import pydicom
+
+    from HiEndSegLib import __version__
+    from HiEndSegLib.geometry.dicom import quiet_pydicom
+    from HiEndSegLib.geometry.dicom_seg import write_dicom_seg
+
+    if not headers:
+        raise InputError("This volume did not come as DICOM; download the .seg.nrrd instead.")
+    with quiet_pydicom():
+        images = [pydicom.dcmread(io.BytesIO(header), force=True) for header in headers]
+    write_dicom_seg(labels, legend, images, path, description=segmentation_name, model=model, version=__version__)

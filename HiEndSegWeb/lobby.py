@@ -1,7 +1,7 @@
 """What listens: lets in whoever has the token, and gives every tab a session of its own.
 
 A session is a process (session.py) with its own port, key, scene and folder: tabs cannot see each other's data, and one
-that dies takes nobody along. One session is always kept ready, so that a page opens at once. Knows neither trame nor
+that dies takes nobody along. The first one is made ready at once, before a browser asks for it. Knows neither trame nor
 Slicer, so it is up in a moment.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .guard import HEADERS, allowed_host, cookie_name, elsewhere, knows
+from .guard import allowed_host, cookie_name, elsewhere, headers_for, knows, refuse
 
 KEY_VARIABLE = "HIENDSEG_SESSION_KEY"
 #: Sessions at a time; each takes about 0.6 GB, more while it computes.
@@ -29,9 +29,11 @@ MOST_SESSIONS = 4
 #: Seconds a session may take to listen, and to end when asked.
 START, STOP = 60.0, 3.0
 #: Seconds a browser waits for its session before it is shown that one is being made, and asks again.
-PATIENCE = 0.7
-WAITING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="0.5">
-<title>HiEndSeg</title></head><body style="background: #212121; color: #eee; font: 16px sans-serif; padding: 3em">
+PATIENCE = 2.0
+#: Goes on by itself and not by a redirect: a browser that followed a link from elsewhere sends no cookie on those.
+WAITING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">
+<meta http-equiv="refresh" content="{seconds};url=/"><title>HiEndSeg</title></head>
+<body style="background: #212121; color: #eee; font: 16px sans-serif; padding: 3em">
 <p>HiEndSeg is starting&hellip;</p></body></html>"""
 #: Characters of a session's stderr that are kept for a sentence.
 TAIL = 4000
@@ -39,12 +41,13 @@ TAIL = 4000
 
 @dataclass
 class Tab:
-    """A session's process. address: where the browser finds it, with its key."""
+    """A session's process. key: opens it, once. arguments: what it was started with."""
 
     process: asyncio.subprocess.Process
     folder: Path
-    address: str
+    key: str
     port: int
+    arguments: tuple[str, ...] = ()
 
 
 class Lobby:
@@ -68,6 +71,7 @@ class Lobby:
     def address(self) -> str:
         """Where a browser on this computer comes in, token included."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}/?token={self.token}"
 
     @property
@@ -97,6 +101,8 @@ class Lobby:
             if task.get_name() != "watch":
                 task.cancel()
         await asyncio.gather(*(self._end(tab) for tab in self._tabs))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP)
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -104,36 +110,41 @@ class Lobby:
 
     async def _enter(self, request: web.Request) -> web.StreamResponse:
         if not allowed_host(request, self.host):
-            return web.Response(status=403, text="This address is not served here.")
+            return refuse(request, "This address is not served here.")
         cookie = cookie_name(request)
         if knows(request.query.get("token"), self.token):
             self.token = secrets.token_urlsafe(18)          # it is good for one browser
-            answer: web.StreamResponse = elsewhere("/")
+            answer = self._wait(request, 0)
             answer.set_cookie(cookie, self._entered, httponly=True, samesite="Strict", path="/")
             return answer
         if not knows(request.cookies.get(cookie), self._entered):
-            return web.Response(status=403, text="Open HiEndSeg by the address that it printed in the terminal; each "
-                                                 "address works for one browser.")
+            return refuse(request, "Open HiEndSeg by the address that it printed in the terminal; it works for one "
+                                   "browser, once. To open it in another one, start HiEndSeg again.")
         if len(self.tabs) >= self.most:
-            return web.Response(status=503, text=f"{self.most} pages are open already, and each takes memory of its "
-                                                 "own; close one, wait half a minute, and reload this one.")
+            return refuse(request, f"{self.most} pages are open already, and each takes memory of its own; close one, "
+                                   "wait half a minute, and reload this one.", 503)
         ready = self._prepare()
         await asyncio.wait([ready], timeout=PATIENCE)
         if not ready.done():
-            return web.Response(text=WAITING, content_type="text/html", headers=HEADERS)
+            return self._wait(request, 0.2)
         try:
             tab = ready.result()
         except (OSError, RuntimeError, asyncio.TimeoutError) as error:
             self._ready = None
-            return web.Response(status=500, text=f"The page could not be started ({error}).")
+            return refuse(request, f"The page could not be started ({error}).", 500)
         self._ready = None
         if tab.process.returncode is not None:              # it died while it waited
-            return elsewhere("/")
+            self._opened = tab.arguments
+            return self._wait(request, 0.2)
         self._tabs.append(tab)
-        if len(self._tabs) < self.most:
-            self._prepare()
         host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
-        return elsewhere(f"http://{host}:{tab.port}/?key={tab.address}")
+        return elsewhere(request, f"http://{host}:{tab.port}/?key={tab.key}")
+
+    @staticmethod
+    def _wait(request: web.Request, seconds: float) -> web.Response:
+        """A page that says so and asks again."""
+        return web.Response(text=WAITING.replace("{seconds}", str(seconds)), content_type="text/html",
+                            headers=headers_for(request))
 
     def _prepare(self) -> asyncio.Task:
         """The task that makes the next session; started if it is not."""
@@ -148,7 +159,7 @@ class Lobby:
         process = None
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command, "--host", self.host, "--folder", str(folder), *arguments,
+                *self._command, "--host", self.host, "--folder", str(folder), "--home", str(self.port), *arguments,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
                 env={**os.environ, KEY_VARIABLE: key})
             self._watch(process, folder)
@@ -158,7 +169,7 @@ class Lobby:
             except (ValueError, KeyError, TypeError):
                 raise RuntimeError("its process ended: " + self._last_words(process)) from None
             self._keep(self._drain(process.stdout), "drain")
-            return Tab(process, folder, key, port)
+            return Tab(process, folder, key, port, arguments)
         except BaseException:
             if process is not None and process.returncode is None:
                 process.kill()

@@ -14,20 +14,23 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from HiEndSegLib.engine.client import EngineClient
-from HiEndSegLib.errors import HiEndSegError
+from HiEndSegLib.errors import HiEndSegError, InputError
 from HiEndSegLib.models.registry import Registry
 from HiEndSegLib.presenter.adapt import AdaptPresenter
 from HiEndSegLib.presenter.attention import AttentionPresenter
 from HiEndSegLib.presenter.models import ModelsPresenter
 from HiEndSegLib.presenter.segment import SegmentPresenter
 
+from .reading import Opened, Reading
+
 KEY_VARIABLE = "HIENDSEG_SESSION_KEY"
-#: Seconds between two looks at the engine, and without a tab after which the process ends.
-TICK, ALONE = 0.04, 20
+#: Seconds between two looks at the engine while it computes and otherwise, and without a tab until the process ends.
+TICK, IDLE, ALONE = 0.04, 0.12, 20
 _log = logging.getLogger("hiendseg.web")
 
 
@@ -55,8 +58,11 @@ class Session:
         self.adapt.models_changed.connect(self.models.refresh)
         self.adapt.models_changed.connect(self.segment.refresh)
         self.presenters = [self.segment, self.models, self.adapt, self.attention]
+        #: Of volumes that came as DICOM, by node id: headers of their images, without pixels.
+        self.headers: dict[str, tuple[bytes, ...]] = {}
         self.page = Page(self)
         self._closed = False
+        self.views.on_removed(self._on_removed)
 
     @property
     def volume(self) -> Any:
@@ -70,46 +76,52 @@ class Session:
         nodes = [scene.GetNthNodeByClass(index, class_name) for index in range(count)]
         return [node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode") and not node.GetHideFromEditors()]
 
-    def legend_of(self, segmentation: Any) -> list:
-        """Structures of the model that made a segmentation; of the chosen one where nobody knows."""
+    def model_of(self, segmentation: Any) -> str:
+        """Key of the model that made a segmentation; of the chosen one where nobody knows."""
         from HiEndSegLib.bridge.results import MODEL
 
+        return segmentation.GetAttribute(MODEL) or self.segment.state.model_id or ""
+
+    def legend_of(self, segmentation: Any) -> list:
+        """Structures of that model."""
         try:
-            return self.registry.get(segmentation.GetAttribute(MODEL) or self.segment.state.model_id).labels
+            return self.registry.get(self.model_of(segmentation)).labels
         except HiEndSegError:
             return []
 
     # ------------------------------------------------------------------------------------------ opening
 
-    def open_file(self, path: str | os.PathLike, name: str | None = None) -> str | None:
-        """Read a volume (NIfTI, NRRD, a DICOM file or folder) and show it; the sentence where that failed."""
-        from HiEndSegLib.geometry.reading import read_volume
+    def may_open(self) -> None:
+        """Raises InputError while something computes: its result would come for another volume than is shown."""
+        if self.segment.state.busy or self.adapt.state.busy:
+            raise InputError("Something is being computed; wait for it or stop it, then open the volume.")
 
+    def open_read(self, reading: Reading, name: str | None = None) -> None:
+        """Show what a file's process has read. Raises InputError."""
+        self._place(reading.result(), name)
+
+    async def open_in_background(self, path: str | os.PathLike, name: str, limited: bool = True) -> None:
+        """Read a volume (NIfTI, NRRD, a DICOM file or folder) and show it. Raises InputError."""
+        self.state.update({"opening": name})
+        self.state.flush()
+        reading = Reading(path, self.folder, limited=limited)
         try:
-            self._place(read_volume(path), name)
-        except HiEndSegError as error:
-            return str(error)
-        return None
+            opened = await asyncio.to_thread(reading.result)
+            self.may_open()
+            self._place(opened, name)
+        finally:
+            reading.close()
+            self.state.update({"opening": ""})
 
-    async def open_in_background(self, path: Path, name: str) -> str | None:
-        """As `open_file`; the reading happens on a thread, so that the page stays alive."""
-        from HiEndSegLib.geometry.reading import read_volume
-
-        try:
-            self._place(await asyncio.to_thread(read_volume, path), name)
-        except HiEndSegError as error:
-            return str(error)
-        return None
-
-    def open_sample(self) -> None:
+    async def open_sample(self) -> None:
         """The CT that ships. Raises InputError where it is missing."""
         from HiEndSegLib.desktop.samples import SAMPLE_NAME, sample_path
-        from HiEndSegLib.geometry.reading import read_volume
 
-        self._place(read_volume(sample_path()), SAMPLE_NAME)
+        self.may_open()
+        await self.open_in_background(sample_path(), SAMPLE_NAME, limited=False)
 
-    def open_result(self, path: str | os.PathLike) -> str | None:
-        """A label map of the shown volume, made before, as its result; the sentence where that failed."""
+    def open_result(self, path: str | os.PathLike) -> None:
+        """A label map of the shown volume, made before, as its result. Raises HiEndSegError."""
         from HiEndSegLib.bridge.results import mark_result
         from HiEndSegLib.bridge.segmentations import segmentation_from_labels
         from HiEndSegLib.bridge.tables import measure_segments, write_table
@@ -117,47 +129,68 @@ class Session:
 
         node = self.volume
         if node is None:
-            return "There is no volume that the result could belong to; open the volume first."
-        try:
-            labels, legend = read_labels(path)
-            segmentation = segmentation_from_labels(labels, legend, node)
-            mark_result(segmentation, self.segment.state.model_id or "")
-            write_table(segmentation, node, measure_segments(segmentation, node), unit="HU")
-        except HiEndSegError as error:
-            return str(error)
+            raise InputError("There is no volume that the result could belong to; open the volume first.")
+        labels, legend = read_labels(path)
+        segmentation = segmentation_from_labels(labels, legend, node)
+        mark_result(segmentation, self.segment.state.model_id or "")
+        write_table(segmentation, node, measure_segments(segmentation, node), unit="HU")
         self.segment.refresh()
-        return None
 
     def choose_volume(self, node_id: str | None) -> None:
         """Segment and show another volume of the scene."""
         node = self.scene.GetNodeByID(node_id) if node_id else None
-        if node is not None:
-            self.views.show_volume(node)
-            self.segment.set_volume(node)
+        self.views.show_volume(node)
+        self.segment.set_volume(node)
 
-    def _place(self, volume: Any, name: str | None) -> None:
+    def _place(self, opened: Opened, name: str | None) -> None:
         from HiEndSegLib.bridge.volumes import node_from_volume
         from HiEndSegLib.geometry.modality import guess_modality
 
         from .views import ct_window
 
-        node = node_from_volume(volume, self.scene, name=name)
-        if guess_modality(volume).is_hu:
+        node = node_from_volume(opened.volume, self.scene, name=name)
+        if guess_modality(opened.volume).is_hu:
             ct_window(node)
+        if opened.headers:
+            self.headers[node.GetID()] = opened.headers
         self.views.show_volume(node)
         self.segment.set_volume(node)
+        if opened.volume.notes:
+            self.page.say(" ".join(opened.volume.notes))
 
-    def key(self, action: str) -> None:
-        """What a key of the page does; unknown ones do nothing."""
+    def remove_volume(self) -> None:
+        """Take the shown volume out of the scene, with its results; another one is shown if there is one."""
+        from HiEndSegLib.bridge.results import results_of, table_of
+
+        self.may_open()
+        node = self.volume
+        if node is None:
+            return
+        self.views.end_editing()
+        for segmentation in results_of(node):
+            for other in (table_of(segmentation), segmentation):
+                if other is not None:
+                    self.scene.RemoveNode(other)
+        self.scene.RemoveNode(node)
+        left = self.volumes()
+        self.choose_volume(left[-1].GetID() if left else None)
+
+    def _on_removed(self, node_id: str) -> None:
+        self.headers.pop(node_id, None)
+        for presenter in (self.segment, self.adapt, self.attention):
+            presenter.node_removed(node_id)
+
+    def key(self, action: str, view: str = "axial") -> None:
+        """What a key of the page does; unknown ones do nothing. view: the one under the mouse."""
         views, steps = self.views, {"next": 1, "previous": -1, "next10": 10, "previous10": -10}
         if action in steps:
-            views.step(steps[action])
-        elif action == "undo":
-            views.undo()
-        elif action == "redo":
-            views.redo()
+            views.step(steps[action], view)
+        elif action in ("undo", "redo", "fit"):
+            {"undo": views.undo, "redo": views.redo, "fit": views.fit}[action]()
         elif action == "segmentation":
             views.toggle(self.segment.state.segmentation_id)
+        elif action in ("larger", "smaller"):
+            self.page.edit.resize_brush(action == "larger")
         elif action in ("paint", "erase", "scissors", "none") and views.edited() is not None:
             views.set_tool(action)
 
@@ -178,7 +211,8 @@ class Session:
                 self.tick()
             except Exception:                       # noqa: BLE001
                 _log.exception("A turn of the session failed")
-            await asyncio.sleep(TICK)
+            busy = any(getattr(presenter.state, "busy", False) for presenter in self.presenters)
+            await asyncio.sleep(TICK if busy else IDLE)
 
     def close(self) -> None:
         """Stop what runs and give everything back."""
@@ -187,6 +221,33 @@ class Session:
             for presenter in self.presenters:
                 presenter.close()
             self.engine.close()
+
+
+class Watch:
+    """Ends the process when its page has been gone for `seconds`, or whoever started it is gone before a page came."""
+
+    def __init__(self, seconds: float, end: Callable[[], Any]):
+        self._seconds, self._end = seconds, end
+        self._pages, self._timer = 0, None
+        self._parent = os.getppid()
+
+    def page(self, change: int) -> None:
+        """A page came (1) or went (-1)."""
+        self._pages += change
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._pages == 0:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._finish)
+
+    def _finish(self) -> None:
+        asyncio.get_running_loop().create_task(self._end())
+
+    async def parent(self) -> None:
+        """Until the parent is gone and no page is left."""
+        while os.getppid() == self._parent or self._pages:
+            await asyncio.sleep(1.0)
+        await self._end()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,9 +259,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="a private folder for uploads and downloads")
     parser.add_argument("--file", help="a volume to open")
     parser.add_argument("--result", help="a label map of that volume to show with it")
+    parser.add_argument("--home", type=int, default=0, help="port where a new tab can be had")
     parser.add_argument("--alone", type=float, default=ALONE, help="seconds without a tab before it ends")
     options = parser.parse_args(argv)
     key = os.environ.pop(KEY_VARIABLE, "") or secrets.token_urlsafe(24)
+    # Reads while this process gets ready.
+    reading = Reading(options.file, options.folder, limited=False) if options.file else None
     sys.argv = sys.argv[:1]                         # trame reads it, too
     os.environ.setdefault("WSLINK_READY_MSG", "")
     from trame.app import get_server
@@ -211,29 +275,34 @@ def main(argv: list[str] | None = None) -> int:
     server.enable_module({"serve": {"__hiendseg": str(Path(__file__).with_name("serve"))},
                           "scripts": ["__hiendseg/hiendseg.js"]})
     session = Session(server, folder=options.folder)
+    session.state.home = options.home
     controller = server.controller
     controller.trigger("key")(session.key)
+    watch = Watch(options.alone, server.stop)
+    waiting = []                                    # tasks, which nobody else keeps
 
     @controller.add("on_server_bind")
     def bind(wslink_server: Any) -> None:
-        protect(wslink_server.app, key, options.host)
+        protect(wslink_server.app, key, options.host, watch.page)
         session.page.add_routes(wslink_server.app)
 
     @controller.add("on_server_ready")
     def ready(**_: Any) -> None:
-        asyncio.get_event_loop().create_task(session.run())
+        loop = asyncio.get_running_loop()
+        waiting.extend(loop.create_task(work) for work in (session.run(), watch.parent()))
         print(json.dumps({"port": server.port, "pid": os.getpid()}), flush=True)
 
-    if options.file:
-        sentence = session.open_file(options.file)
-        if options.result and not sentence:
-            session.segment.enter()
-            sentence = session.open_result(options.result)
-        if sentence:
-            session.page.say(sentence, error=True)
+    if reading is not None:
+        try:
+            session.open_read(reading)
+            if options.result:
+                session.segment.enter()
+                session.open_result(options.result)
+        except HiEndSegError as error:
+            session.page.say(str(error), error=True)
     try:
         server.start(host=options.host, port=options.port, open_browser=False, show_connection_info=False,
-                     timeout=options.alone, disable_logging=True)
+                     timeout=0, disable_logging=True)
     finally:
         session.close()
     return 0

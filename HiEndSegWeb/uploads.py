@@ -1,17 +1,20 @@
 """What a browser sends in: kept in the session's private folder, checked before anything opens it.
 
 Names are only looked at for their ending. Sizes are checked as they arrive and once more as they would unpack. A zip's
-entries are written under numbers, so no name in it can lead anywhere; links, nested archives and floods are refused.
-An NRRD header that names another file is refused: it could name any file of this computer.
+entries are written under numbers, so no name in it can lead anywhere; links and floods are refused, and archives in it
+are not opened. An NRRD header that names another file is refused: it could name any file of this computer. What passes
+is opened by a process of its own, see reading.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import math
 import re
 import shutil
 import stat
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,10 +28,21 @@ from HiEndSegLib.errors import InputError
 MAX_UPLOAD, MAX_UNPACKED, MAX_FILES = 1_500_000_000, 4_000_000_000, 20_000
 #: Times that an entry of a zip may grow; DICOM images seldom pack better than 1 : 20.
 MAX_RATIO = 200
+#: Bytes of a zip's list of entries, and of a NIfTI file's header with its extensions.
+MAX_LIST, MAX_EXTENSIONS = 8_000_000, 8_000_000
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".zip")
 ACCEPT = ".nii,.gz,.nrrd,.zip"
 _CHUNK = 1 << 20
 _HEADER = 1 << 16
+_NRRD_BYTES = {**dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
+               **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t", "ushort",
+                                "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
+               **dict.fromkeys(("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t",
+                                "float"), 4)}
+#: The end of a zip: signature and size; what says that sizes are kept elsewhere, in 64 bits.
+_ZIP_END, _ZIP_END_SIZE, _ZIP_64 = b"PK\x05\x06", 22, b"PK\x06\x07"
+#: DICOM that is packed as a whole: it would be unpacked in one piece before anybody can ask for its size.
+_DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.8.1")
 
 
 def ending_of(name: str) -> str:
@@ -78,7 +92,37 @@ def unpack(path: Path, folder: Path, *, most: int = MAX_UNPACKED) -> Path:
     return folder
 
 
+def check_dicom(folder: Path, most: int = MAX_UNPACKED) -> None:
+    """Refuse DICOM that says of itself that it unpacks to too much. Headers only; damaged files are the reader's."""
+    import pydicom
+
+    from HiEndSegLib.geometry.dicom import quiet_pydicom
+
+    total = 0
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            if file.read(132)[128:] != b"DICM":
+                continue
+        try:
+            with quiet_pydicom():
+                meta = pydicom.filereader.read_file_meta_info(path)
+                deflated = str(meta.get("TransferSyntaxUID", "")) in _DEFLATED
+                header = {} if deflated else pydicom.dcmread(
+                    path, stop_before_pixels=True, specific_tags=["Rows", "Columns", "NumberOfFrames", "BitsAllocated"])
+                numbers = [int(header.get(name) or least) for name, least in
+                           (("Rows", 0), ("Columns", 0), ("NumberOfFrames", 1), ("BitsAllocated", 16))]
+        except Exception:                                   # noqa: BLE001 - pydicom raises many kinds
+            continue
+        if deflated:
+            raise InputError("The zip holds DICOM files that are packed as a whole (deflated), which are not opened; "
+                             "export them uncompressed.")
+        total += math.prod(numbers) // 8
+        if total > most:
+            raise InputError(_too_large(most))
+
+
 def _check_zip(path: Path, most: int) -> None:
+    _check_zip_end(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [info for info in archive.infolist() if not info.is_dir()]
@@ -99,6 +143,20 @@ def _check_zip(path: Path, most: int) -> None:
         raise InputError(_too_large(most))
 
 
+def _check_zip_end(path: Path) -> None:
+    """Refuse a list of entries that is long before it is read."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = max(0, size - _ZIP_END_SIZE - (1 << 16) - 20)
+        file.seek(start)
+        tail = file.read()
+    at = tail.rfind(_ZIP_END)
+    if at < 0 or len(tail) < at + _ZIP_END_SIZE:
+        raise InputError("This is no readable zip (it has no end); make it again.")
+    if _ZIP_64 in tail[max(0, at - 20):at] or int.from_bytes(tail[at + 12:at + 16], "little") > MAX_LIST:
+        raise InputError(f"The zip holds too many files; up to {MAX_FILES} are accepted, send one series.")
+
+
 def _check_nifti(path: Path, ending: str, most: int) -> None:
     import nibabel
 
@@ -109,9 +167,12 @@ def _check_nifti(path: Path, ending: str, most: int) -> None:
             try:
                 header = kind(head[:kind.sizeof_hdr], check=True)
                 shape, size = header.get_data_shape(), header.get_data_dtype().itemsize
+                start = float(header["vox_offset"])
             except Exception:                               # noqa: BLE001 - nibabel raises many kinds
                 continue
             _check_size(shape, size, most)
+            if not 0 <= start <= MAX_EXTENSIONS:
+                raise InputError("The header of this NIfTI file is far longer than headers are; export it again.")
             return
     raise InputError("This is no NIfTI file, or it was cut short; export it again.")
 
@@ -121,7 +182,10 @@ def _check_nrrd(path: Path, most: int) -> None:
         head = file.read(_HEADER)
     if not head.startswith(b"NRRD000"):
         raise InputError("This is no NRRD file; export it again.")
-    text = head.split(b"\n\n", 1)[0].split(b"\r\n\r\n", 1)[0].decode("ascii", "replace")
+    ends = [at for at in (head.find(b"\n\n"), head.find(b"\r\n\r\n")) if at >= 0]
+    if not ends:
+        raise InputError("The header of this NRRD file has no end; export it again.")
+    text = head[:min(ends)].decode("ascii", "replace")
     fields = {}
     for line in text.splitlines()[1:]:
         key, colon, value = line.partition(":")
@@ -133,7 +197,7 @@ def _check_nrrd(path: Path, most: int) -> None:
         shape = [int(part) for part in fields["sizes"].split()]
     except (KeyError, ValueError):
         raise InputError("The sizes in this NRRD header cannot be read; export it again.") from None
-    _check_size(shape, 8, most)
+    _check_size(shape, _NRRD_BYTES.get(fields.get("type", "").lower(), 8), most)
 
 
 def _check_size(shape: Any, item: int, most: int) -> None:
@@ -164,33 +228,14 @@ def add_routes(app: Any, session: Any) -> None:
     from HiEndSegLib.errors import HiEndSegError
 
     async def upload(request: Any) -> Any:
-        import asyncio
-
-        folder = session.folder / "upload"
+        folder = None
         try:
             name = request.query.get("name", "")
             ending = ending_of(name)
-            if (request.content_length or 0) > MAX_UPLOAD:
-                raise InputError(f"The file is larger than {MAX_UPLOAD / 1e9:g} GB; crop it, or open it in desktop "
-                                 "Slicer.")
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            path, got = folder / f"image{ending}", 0
-            with open(path, "wb") as file:
-                async for chunk in request.content.iter_chunked(_CHUNK):
-                    got += len(chunk)
-                    if got > MAX_UPLOAD:
-                        raise InputError(f"The file is larger than {MAX_UPLOAD / 1e9:g} GB.")
-                    file.write(chunk)
-
-            def prepare() -> Path:
-                check(path, ending)
-                return unpack(path, folder / "dicom") if ending == ".zip" else path
-
-            ready = await asyncio.to_thread(prepare)
-            sentence = await session.open_in_background(ready, display_name(name))
-            if sentence:
-                raise InputError(sentence)
+            session.may_open()
+            folder = Path(tempfile.mkdtemp(prefix="upload-", dir=session.folder))
+            path = await receive(request, folder / f"image{ending}")
+            await session.open_in_background(await asyncio.to_thread(_prepare, path, ending), display_name(name))
             return web.json_response({"name": display_name(name)})
         except HiEndSegError as error:
             return web.json_response({"error": str(error)})     # a status would fill the console
@@ -198,6 +243,32 @@ def add_routes(app: Any, session: Any) -> None:
             return web.json_response({"error": f"The file could not be kept ({error.strerror or error}); free some "
                                                "space and send it again."})
         finally:
-            shutil.rmtree(folder, ignore_errors=True)       # nothing of the patient stays on the disk
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)   # nothing of the patient stays on the disk
 
     app.router.add_post("/upload", upload)
+
+
+async def receive(request: Any, path: Path, most: int = MAX_UPLOAD) -> Path:
+    """A request's body as a file. Raises InputError where it is longer than allowed."""
+    too_long = f"The file is larger than {most / 1e9:g} GB; crop it, or open it in desktop Slicer."
+    if (request.content_length or 0) > most:
+        raise InputError(too_long)
+    got = 0
+    with open(path, "wb") as file:
+        async for chunk in request.content.iter_chunked(_CHUNK):
+            got += len(chunk)
+            if got > most:
+                raise InputError(too_long)
+            file.write(chunk)
+    return path
+
+
+def _prepare(path: Path, ending: str) -> Path:
+    check(path, ending)
+    if ending != ".zip":
+        return path
+    folder = unpack(path, path.parent / "dicom")
+    path.unlink()
+    check_dicom(folder)
+    return folder

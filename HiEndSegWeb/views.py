@@ -5,7 +5,7 @@ trame-slicer moves its parts between releases, so it is pinned exactly and used 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,6 +28,8 @@ from trame_slicer.segmentation import (
 )
 from trame_slicer.views import NoScheduleRendering, SliceView, ThreeDView, ViewType
 from undo_stack import UndoStack
+from vtkmodules.util.misc import calldata_type as vtk_calldata_type
+from vtkmodules.util.vtkConstants import VTK_OBJECT
 from vtkmodules.vtkCommonCore import vtkObject
 
 #: Layouts offered, by the name trame-slicer gives them, with ours.
@@ -68,10 +70,21 @@ class Views:
         self.undo_stack = UndoStack(undo_limit=UNDO_STEPS)
         self.app.segmentation_editor.set_undo_stack(self.undo_stack)
 
+    def on_removed(self, tell: Callable[[str], None]) -> None:
+        """tell(node id) for every node that leaves the scene."""
+        @vtk_calldata_type(VTK_OBJECT)
+        def removed(_scene: Any, _event: Any, node: Any) -> None:
+            if node is not None:
+                tell(node.GetID())
+
+        self._removed = removed                             # VTK does not keep it
+        self.scene.AddObserver(slicer.vtkMRMLScene.NodeRemovedEvent, removed)
+
     # ------------------------------------------------------------------------------------------ looking
 
     def show_volume(self, node: Any) -> None:
-        """Background of all slice views, fitted. Not `show_volume`, which switches volume rendering on as well."""
+        """Background of all slice views, fitted; None clears them."""
+        # Not the display manager's `show_volume`, which switches volume rendering on as well.
         self.app.display_manager.show_volume_in_slice_background(node)
         for view in self.slice_views():
             view.fit_view_to_content()
@@ -83,14 +96,17 @@ class Views:
         if name in LAYOUTS:
             self.layouts.set_layout(name)
 
-    def step(self, slices: int, view: int = 0) -> None:
-        """Move the axial (0), coronal or sagittal view by a number of slices."""
-        views = self.slice_views()
-        if view < len(views):
-            chosen = views[view]
-            low, high = chosen.get_slice_range()
-            value = chosen.get_slice_value() + slices * chosen.get_slice_step()
-            chosen.set_slice_value(min(max(value, low), high))
+    def step(self, slices: int, orientation: str = "axial") -> None:
+        """Move the axial, coronal or sagittal view by a number of slices."""
+        for view in self.slice_views():
+            if view.get_orientation().lower() == orientation:
+                low, high = view.get_slice_range()
+                value = view.get_slice_value() + slices * view.get_slice_step()
+                view.set_slice_value(min(max(value, low), high))
+
+    def fit(self) -> None:
+        for view in self.app.view_manager.get_views():
+            view.reset_view()
 
     def toggle(self, segmentation_id: str | None) -> None:
         """Show or hide a segmentation."""
@@ -131,6 +147,10 @@ class Views:
     def set_segment(self, id_: str) -> None:
         self.app.segmentation_editor.set_active_segment_id(id_)
 
+    def add_segment(self, name: str) -> str:
+        """A new, empty structure, chosen for the tools; its id."""
+        return self.app.segmentation_editor.add_empty_segment(segment_name=name)
+
     def segment(self) -> str:
         return self.app.segmentation_editor.get_active_segment_id() or ""
 
@@ -141,6 +161,11 @@ class Views:
     def tool(self) -> str:
         active = self.app.segmentation_editor.active_effect_name
         return next((name for name, effect in TOOLS.items() if effect.get_effect_name() == active), "none")
+
+    def end_editing(self) -> None:
+        """Let go of the segmentation."""
+        self.app.segmentation_editor.show_3d(False)
+        self.app.segmentation_editor.clear()
 
     def set_brush(self, millimeters: float, sphere: bool) -> None:
         """Size of paint and erase, and whether they reach into the neighboring slices."""
@@ -165,8 +190,18 @@ class Views:
             self.undo_stack.redo()
 
     def save_scene(self, path: str) -> bool:
-        """The scene as .mrb."""
-        return bool(self.app.io_manager.save_scene(path))
+        """The scene as .mrb. Notes about where it was written, which nobody keeps, do not stay in the scene."""
+        before = {node.GetID() for node in self._storages()}
+        try:
+            return bool(self.app.io_manager.save_scene(path))
+        finally:
+            for node in self._storages():
+                if node.GetID() not in before:
+                    self.scene.RemoveNode(node)
+
+    def _storages(self) -> list:
+        name = "vtkMRMLStorageNode"
+        return [self.scene.GetNthNodeByClass(n, name) for n in range(self.scene.GetNumberOfNodesByClass(name))]
 
     @staticmethod
     def save_segmentation(node: Any, path: str) -> bool:
@@ -191,7 +226,7 @@ def _around_3d(_server: Any, _view_id: str, view: Any, title: str = "3D") -> Non
     """What stands in a view, over its picture."""
     with html.Div(classes="hes-corner", id=f"view-{title.lower()}"):
         v3.VBtn(icon="mdi-fit-to-page-outline", size="x-small", variant="text", color="white", click=view.reset_view,
-                title=f"Fit the {title} view", aria_label=f"Fit the {title} view")
+                title=f"Fit the {title} view", raw_attrs=[f'aria-label="Fit the {title} view"'])
         html.Span(title, classes="hes-corner-title")
 
 
@@ -202,7 +237,7 @@ def _around_slice(server: Any, view_id: str, view: Any) -> None:
     with html.Div(classes="hes-slider"):
         v3.VSlider(v_model=(slider.name.value,), min=(slider.name.min_value,), max=(slider.name.max_value,),
                    step=(slider.name.step,), theme="dark", hide_details=True, density="compact",
-                   aria_label=f"{title} slice")
+                   raw_attrs=[f'aria-label="{title} slice"'])
         html.Span(f"{{{{ {slider.name.value}.toFixed(0) }}}} mm", classes="hes-slider-text")
 
 

@@ -1,3 +1,5 @@
-"""Desktop tests change PySide6 for good and need a process of their own: `test_desktop.py` starts it."""
+"""Desktop tests change PySide6 for good and need a process of their own: `test_desktop.py` starts it.
 
-collect_ignore = ["desktop"]
+Tests of the page keep an event loop running in theirs: `test_web.py`."""
+
+collect_ignore = ["desktop", "web"]

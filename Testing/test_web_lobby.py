@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import textwrap
 
@@ -10,6 +11,7 @@ import pytest
 
 aiohttp = pytest.importorskip("aiohttp", reason="the page's packages are not installed")
 
+import psutil                                                                           # noqa: E402
 from aiohttp import web                                                                 # noqa: E402
 
 from HiEndSegWeb import guard                                                           # noqa: E402
@@ -21,7 +23,8 @@ SESSION = textwrap.dedent("""
     from aiohttp import web
     from HiEndSegWeb.guard import protect
     parser = argparse.ArgumentParser()
-    parser.add_argument("--host"); parser.add_argument("--folder"); parser.add_argument("--file", default="none")
+    for name in ("--host", "--folder", "--home", "--file"):
+        parser.add_argument(name, default="none")
     options = parser.parse_args()
     if options.file == "broken":
         sys.exit("this session has no views")
@@ -65,13 +68,15 @@ def browser():
 
 
 async def enter(person, address):
-    """(status, text, url) of the page that a browser ends at, reloading while a session is being made."""
-    while True:
+    """(status, text, url) of the page that a browser ends at, going where the waiting page sends it."""
+    for _ in range(200):
         async with person.get(address) as answer:
             text = await answer.text()
             if "is starting" not in text:
                 return answer.status, text, answer.url
-        address = str(answer.url)
+        address = answer.url.join(aiohttp.client.URL(re.search(r';url=([^"]+)"', text).group(1)))
+        await asyncio.sleep(0.02)
+    raise AssertionError("no page came")
 
 
 def test_a_browser_is_told_that_its_page_is_being_made(tmp_path):
@@ -91,7 +96,7 @@ def test_the_token_works_once_and_every_page_is_a_session_of_its_own(tmp_path):
             status, one, url = await enter(first, address)
             assert status == 200 and "key=" not in str(url)
             async with second.get(address) as answer:
-                assert answer.status == 403 and "one browser" in await answer.text()
+                assert answer.status == 403 and "one browser" in await answer.text() and not second.cookie_jar
             _, two, _ = await enter(first, address.split("?")[0])
             assert one.split()[1] == "ct.nii" and two.split()[1] == "none"      # the file belongs to the first page
             assert one.split()[0] != two.split()[0] and len(here.tabs) == 2
@@ -123,9 +128,42 @@ def test_a_session_answers_only_the_browser_with_its_key_from_its_own_page(tmp_p
                 assert answer.status == 403
             async with owner.get(url) as answer:
                 assert answer.status == 200 and answer.headers["X-Content-Type-Options"] == "nosniff"
-                assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+                policy = answer.headers["Content-Security-Policy"]
+                assert "frame-ancestors 'none'" in policy and f"connect-src 'self' ws://127.0.0.1:{url.port} " in policy
 
     in_lobby(tmp_path, play)
+
+
+def test_a_session_s_key_works_once_and_is_on_no_command_line(tmp_path):
+    async def play(here):
+        async with browser() as owner, browser() as other:
+            _, _, url = await enter(owner, here.address)
+            tab = here.tabs[0]
+            assert len(tab.key) > 20
+            assert not any(tab.key in part for part in psutil.Process(tab.process.pid).cmdline())
+            async with other.get(url.with_path("/").with_query(key=tab.key)) as answer:
+                assert answer.status == 403 and not other.cookie_jar
+            async with owner.get(url) as answer:
+                assert answer.status == 200
+
+    in_lobby(tmp_path, play)
+
+
+def test_the_way_in_is_no_redirect(tmp_path):
+    """A browser that comes from a link elsewhere would send no strict cookie to where it is redirected."""
+    async def play(here):
+        async with browser() as person, person.get(here.address, allow_redirects=False) as answer:
+            assert answer.status == 200 and ";url=/" in await answer.text()
+            [cookie] = answer.cookies.values()
+            assert cookie["httponly"] and cookie["samesite"] == "Strict" and cookie["path"] == "/"
+            assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+    in_lobby(tmp_path, play, command=(sys.executable, "-c", "import time; time.sleep(30)"))
+
+
+@pytest.mark.parametrize("host, shown", [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]")])
+def test_the_printed_address(host, shown):
+    assert Lobby(host=host, port=8080).address.startswith(f"http://{shown}:8080/?token=")
 
 
 def test_a_dead_session_takes_nobody_along_and_its_folder_goes(tmp_path):
@@ -144,6 +182,19 @@ def test_a_dead_session_takes_nobody_along_and_its_folder_goes(tmp_path):
             assert status == 200
 
     in_lobby(tmp_path, play)
+
+
+def test_what_was_to_be_opened_is_not_lost_with_a_session_that_dies_early(tmp_path):
+    async def play(here):
+        while not here._ready.done():
+            await asyncio.sleep(0.01)
+        here._ready.result().process.kill()
+        await here._ready.result().process.wait()
+        async with browser() as person:
+            _, text, _ = await enter(person, here.address)
+            assert text.split()[1] == "ct.nii"
+
+    in_lobby(tmp_path, play, opened=("--file", "ct.nii"))
 
 
 def test_only_so_many_sessions_at_a_time(tmp_path):
@@ -174,6 +225,11 @@ def test_names_of_this_computer(host, asked, allowed):
     assert guard.allowed_host(request, host) is allowed
 
 
+def test_an_address_that_is_none_gets_into_no_policy():
+    request = type("Request", (), {"host": "127.0.0.1; script-src *"})
+    assert "script-src" not in guard.headers_for(request)["Content-Security-Policy"]
+
+
 def test_the_guard_stands_before_websockets_too():
     async def run():
         app = web.Application()
@@ -193,9 +249,13 @@ def test_the_guard_stands_before_websockets_too():
         async with browser() as person:
             with pytest.raises(aiohttp.WSServerHandshakeError):
                 await person.ws_connect(f"http://127.0.0.1:{port}/ws")
-            cookies = {f"hiendseg-{port}": "secret"}
-            async with person.ws_connect(f"http://127.0.0.1:{port}/ws",
-                                         headers={"Cookie": f"hiendseg-{port}={cookies[f'hiendseg-{port}']}"}) as ws:
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await person.ws_connect(f"http://127.0.0.1:{port}/ws", headers={"Cookie": f"hiendseg-{port}=secret"})
+            async with person.get(f"http://127.0.0.1:{port}/?key=secret") as answer:
+                assert answer.status == 404                 # let in; there is no page here
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await person.ws_connect(f"http://127.0.0.1:{port}/ws", headers={"Origin": "http://127.0.0.1:1"})
+            async with person.ws_connect(f"http://127.0.0.1:{port}/ws") as ws:
                 assert (await ws.receive()).data == "in"
         await runner.cleanup()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import stat
@@ -90,12 +91,41 @@ def test_a_plain_nrrd_passes(tmp_path):
     uploads.check(path, ".nrrd")
 
 
-@pytest.mark.parametrize("line", [b"data file: /etc/passwd\n", b"datafile: ../x.raw\n", b"Data File: LIST\n/etc/hosts\n"])
+@pytest.mark.parametrize("line", [b"data file: /etc/passwd\n", b"datafile: ../x.raw\n",
+                                  b"Data File: LIST\n/etc/hosts\n", b"content: x\rdata file: /etc/passwd\n",
+                                  b"\tdata  file : x.raw\n"])
 def test_an_nrrd_header_may_not_name_another_file(tmp_path, line):
     path = tmp_path / "x.nrrd"
     path.write_bytes(NRRD + line + b"\n")
     with pytest.raises(InputError, match="another file"):
         uploads.check(path, ".nrrd")
+
+
+def test_an_nrrd_header_that_hides_behind_its_length_is_refused(tmp_path):
+    path = tmp_path / "x.nrrd"
+    path.write_bytes(NRRD + b"#" + b"x" * 70_000 + b"\ndata file: /etc/passwd\n\n")
+    with pytest.raises(InputError, match="no end"):
+        uploads.check(path, ".nrrd")
+
+
+def test_an_nrrd_counts_its_own_type(tmp_path):
+    path = tmp_path / "x.nrrd"
+    path.write_bytes(NRRD.replace(b"4 4 4", b"1000 1000 1200") + b"\n")
+    uploads.check(path, ".nrrd")                            # 2.4 GB of short; as double it would be too much
+    path.write_bytes(path.read_bytes().replace(b"short", b"double"))
+    with pytest.raises(InputError, match="GB"):
+        uploads.check(path, ".nrrd")
+
+
+def test_a_nifti_with_an_endless_header_is_refused(tmp_path):
+    header = nib.Nifti1Header()
+    header.set_data_shape((2, 2, 2))
+    for offset in (3e9, -5.0):
+        header["vox_offset"] = offset
+        path = tmp_path / "x.nii"
+        path.write_bytes(header.binaryblock + b"\0" * 400)
+        with pytest.raises(InputError, match="header|no NIfTI"):
+            uploads.check(path, ".nii")
 
 
 def test_an_nrrd_of_absurd_size_is_refused(tmp_path):
@@ -136,6 +166,55 @@ def test_links_passwords_and_floods_in_a_zip_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_FILES", 2)
     with pytest.raises(InputError, match="3 files"):
         uploads.check(zipped(tmp_path / "f.zip", [(str(n), b"x") for n in range(3)]), ".zip")
+
+
+def test_a_zip_with_an_endless_list_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "x.zip", [(str(n), b"x") for n in range(200)])
+    data = path.read_bytes()
+    path.write_bytes(data[:-22] + b"PK\x06\x07" + b"\0" * 16 + data[-22:])
+    with pytest.raises(InputError, match="too many"):
+        uploads.check(path, ".zip")
+    path.write_bytes(data)
+    uploads.check(path, ".zip")
+    monkeypatch.setattr(uploads, "MAX_LIST", 5000)
+    with pytest.raises(InputError, match="too many"):
+        uploads.check(path, ".zip")
+
+
+def test_dicom_that_unpacks_to_too_much_is_refused(tmp_path):
+    pytest.importorskip("pydicom")
+    from pydicom.uid import UID
+    from test_geometry_dicom import write_slice
+
+    folder = tmp_path / "dicom"
+    folder.mkdir()
+    data = write_slice(folder / "0", (0, 0, 0))
+    (folder / "1").write_bytes(b"no DICOM")
+    uploads.check_dicom(folder)
+    with pytest.raises(InputError, match="GB"):
+        uploads.check_dicom(folder, most=100)
+    write_slice(folder / "2", (0, 0, 1), NumberOfFrames=30_000_000)
+    with pytest.raises(InputError, match="GB"):
+        uploads.check_dicom(folder)
+    data.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1.99")
+    (folder / "2").unlink()
+    data.save_as(folder / "3")
+    with pytest.raises(InputError, match="deflated"):
+        uploads.check_dicom(folder)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_body_that_is_too_long_is_not_kept(tmp_path, told):
+    class Content:
+        async def iter_chunked(self, _size):
+            for _ in range(5):
+                yield b"x" * 100
+
+    request = type("Request", (), {"content_length": 500 if told else None, "content": Content()})
+    with pytest.raises(InputError, match="larger than"):
+        asyncio.run(uploads.receive(request, tmp_path / "x", most=300))
+    assert not (tmp_path / "x").exists() or (tmp_path / "x").stat().st_size <= 300
+    assert asyncio.run(uploads.receive(request, tmp_path / "y", most=500)).stat().st_size == 500
 
 
 def test_no_zip_at_all(tmp_path):

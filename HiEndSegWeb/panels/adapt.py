@@ -123,11 +123,6 @@ class AdaptPanel(Panel):
                         classes=("row.verdict === 'worse' ? 'text-error' : row.verdict === 'better' ? 'text-success' "
                                  ": ''",))
 
-    def add_routes(self, app: Any) -> None:
-        from ..downloads import add_model_route
-
-        add_model_route(app, self.session)
-
 
 def picture(loss: str, dice: str) -> str:
     """The curve as SVG; only numbers of ours go into it."""

@@ -38,12 +38,14 @@ class AttentionPanel(Panel):
             v3.VSlider(model_value=("att_layer",), min=0, max=("att_layers.length - 1",), step=1, show_ticks="always",
                        tick_size=4, hide_details=True, density="compact", id="att-layer",
                        ticks=("Object.fromEntries(att_layers.filter(l => l.tap).map(l => [l.layer, '' + l.layer]))",),
-                       update_modelValue=(presenter.set_layer, "[$event]"))
+                       update_modelValue=(presenter.set_layer, "[$event]"), raw_attrs=['aria-label="Block"'])
         self._select("Head", "heads", "head", presenter.set_head)
         v3.VSlider(label="Opacity", model_value=("att_opacity",), min=0, max=1, step=0.05, hide_details=True,
-                   density="compact", update_modelValue=(presenter.set_opacity, "[$event]"), id="att-opacity")
+                   density="compact", update_modelValue=(presenter.set_opacity, "[$event]"), id="att-opacity",
+                   raw_attrs=['aria-label="Opacity"'])
         v3.VSlider(label="Threshold", model_value=("att_threshold",), min=0, max=1, step=0.05, hide_details=True,
-                   density="compact", update_modelValue=(presenter.set_threshold, "[$event]"), id="att-threshold")
+                   density="compact", update_modelValue=(presenter.set_threshold, "[$event]"), id="att-threshold",
+                   raw_attrs=['aria-label="Threshold"'])
         with html.Div(v_if=("att_legend.length",), classes="mt-1", id="att-legend"):
             html.Div("{{ att_legend_title }}", classes="text-caption")
             with html.Div(style="display: flex"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
+
+from HiEndSegLib.errors import HiEndSegError
 
 
 class Panel:
@@ -23,14 +26,25 @@ class Panel:
     def add_routes(self, app: Any) -> None:
         """HTTP routes of this section."""
 
+    def set_state(self, **values: Any) -> None:
+        """Page variables, sent only where they differ."""
+        for name, value in values.items():
+            if self.state[name] != value:
+                self.state[name] = value
+
     def guarded(self, act: Any) -> Any:
         """`act` as an event handler: what a person can cause is said on the page."""
-        from HiEndSegLib.errors import HiEndSegError
-
         def handler(*arguments: Any) -> None:
             try:
                 act(*arguments)
             except HiEndSegError as error:
                 self.session.page.say(str(error), error=True)
 
-        return handler
+        async def slow_handler(*arguments: Any) -> None:
+            try:
+                await act(*arguments)
+            except HiEndSegError as error:
+                self.session.page.say(str(error), error=True)
+            self.state.flush()
+
+        return slow_handler if inspect.iscoroutinefunction(act) else handler

@@ -16,31 +16,37 @@ class OpenPanel(Panel):
 
     def __init__(self, session: Any):
         super().__init__(session)
-        self.state.update({"upload_percent": -1, "upload_error": "", "volume_rows": [], "volume_chosen": None})
+        self.state.update({"upload_percent": -1, "upload_error": "", "opening": "", "volume_rows": [],
+                           "volume_chosen": None})
 
     def refresh(self) -> None:
         session = self.session
-        rows = [{"value": node.GetID(), "title": node.GetName()} for node in session.volumes()]
-        if rows != self.state.volume_rows:
-            self.state.volume_rows = rows
-        if self.state.volume_chosen != session.segment.state.volume_id:
-            self.state.volume_chosen = session.segment.state.volume_id
+        self.set_state(volume_rows=[{"value": node.GetID(), "title": node.GetName()} for node in session.volumes()],
+                       volume_chosen=session.segment.state.volume_id)
 
     def build(self) -> None:
-        v3.VSelect(label="Volume", items=("volume_rows",), model_value=("volume_chosen",), density="compact",
-                   hide_details=True, classes="mb-2", v_if=("volume_rows.length",), disabled=("seg_busy",),
-                   update_modelValue=(self.session.choose_volume, "[$event]"), id="volume")
+        with html.Div(classes="d-flex align-center mb-2", v_if=("volume_rows.length",)):
+            v3.VSelect(label="Volume", items=("volume_rows",), model_value=("volume_chosen",), density="compact",
+                       hide_details=True, disabled=("seg_busy || ada_busy",), id="volume",
+                       update_modelValue=(self.guarded(self.session.choose_volume), "[$event]"))
+            v3.VBtn(icon="mdi-close", size="small", variant="text", click=self.guarded(self.session.remove_volume),
+                    disabled=("seg_busy || ada_busy",), id="volume-remove",
+                    raw_attrs=['aria-label="Close this volume"'],
+                    title="Close this volume and its results; download what you want to keep first")
         with html.Div(classes="d-flex mb-1"):
             v3.VBtn("Sample CT", click=self.guarded(self.session.open_sample), size="small", classes="mr-2",
-                    disabled=("seg_busy",), id="open-sample")
-            with html.Label(classes="v-btn v-btn--size-small v-btn--variant-elevated v-btn--density-default "
-                                    "bg-surface"):
-                html.Span("Open a file…")
-                html.Input(type="file", id="open-file", accept=uploads.ACCEPT, style="display: none")
-        html.Div("NIfTI, NRRD, or a zip of DICOM files; you can also drop one on the page. It stays on this computer.",
-                 classes="hes-sentence")
-        v3.VProgressLinear(model_value=("upload_percent",), v_if=("upload_percent >= 0",), height=8, classes="mt-2",
-                           color="primary", id="upload-progress")
+                    disabled=("seg_busy || ada_busy || opening",), id="open-sample")
+            v3.VBtn("Open a file…", size="small", disabled=("seg_busy || ada_busy || opening",), id="open-button",
+                    raw_attrs=['data-file="open-file"'])
+            html.Input(type="file", id="open-file", accept=uploads.ACCEPT, classes="hes-hidden",
+                       raw_attrs=['data-upload="/upload"', 'tabindex="-1"', 'aria-label="File"'])
+        html.Div("NIfTI, NRRD, or a zip of DICOM files; you can also drop one on the page. It stays on the computer "
+                 "that HiEndSeg runs on.", classes="hes-sentence")
+        with html.Div(v_if=("upload_percent >= 0 || opening",), classes="mt-2"):
+            v3.VProgressLinear(model_value=("upload_percent",), height=8, color="primary", id="upload-progress",
+                               indeterminate=("opening || upload_percent === 100",), raw_attrs=['aria-label="Opening"'])
+            html.Div("{{ opening ? 'Opening ' + opening + '…' : upload_percent < 100 ? 'Sending, ' + upload_percent + "
+                     "' %' : 'Checking…' }}", classes="hes-sentence")
         v3.VAlert(text=("upload_error",), v_if=("upload_error",), type="error", density="compact", variant="tonal",
                   classes="mt-2", id="upload-error")
 

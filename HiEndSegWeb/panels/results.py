@@ -33,13 +33,12 @@ class ResultPanel(Panel):
         self.state.res_formats = downloads.offered(self.session)
 
     def build(self) -> None:
-        presenter = self.session.segment
         with html.Div(classes="d-flex flex-wrap mb-2"):
             v3.VBtn("Show 3D", click=(self.on_3d, "[]"), size="small", classes="mr-1", id="res-3d",
                     color=("seg_show_3d ? 'primary' : undefined",))
-            v3.VBtn("Undo", click=presenter.undo, size="small", classes="mr-1", v_if=("seg_undo_available",),
-                    id="res-undo")
-            v3.VBtn("Redo", click=presenter.redo, size="small", v_if=("seg_redo_available",), id="res-redo")
+            v3.VBtn("Undo", click=(self.on_step, "['undo']"), size="small", classes="mr-1", id="res-undo",
+                    v_if=("seg_undo_available",), title="Bring back what the last run replaced")
+            v3.VBtn("Redo", click=(self.on_step, "['redo']"), size="small", v_if=("seg_redo_available",), id="res-redo")
         with html.Table(classes="hes-table", style="width: 100%", v_if=("res_rows.length",), id="res-table"):
             with html.Thead(), html.Tr():
                 html.Th("{{ column }}", v_for="column in res_columns", key="column")
@@ -58,6 +57,11 @@ class ResultPanel(Panel):
         presenter.set_show_3d(on)
         if on:
             views.fit_3d()
+
+    def on_step(self, which: str) -> None:
+        """A whole run back or forth; single corrections before it cannot be taken back one by one any more."""
+        self.session.views.forget_steps()
+        {"undo": self.session.segment.undo, "redo": self.session.segment.redo}[which]()
 
     def add_routes(self, app: Any) -> None:
         downloads.add_routes(app, self.session)
