@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from .lattice import SPACING
 from .oneshot_cases import EXPERT_ORGANS, UNREADABLE
 from .rendering import synthesize_image
 from .structures import STRUCTURES, VALUE, certain_labels
-from .tissues import possible_classes
+from .tissues import draw_look, possible_classes
 
 UNKNOWN = 255
 #: Structures the default model does not know. Their labels are made by `body_fat`.
@@ -52,7 +52,7 @@ NEVER_TRAINED = ("ct-abdomen-02", "ct-chest-01", "ct-abdomen-09")
 #: What the model's own answer has less of says nothing.
 OWN_ML = 5.0
 #: First part of the random state of invented persons; training used 0 and 1.
-PERSON_SEED = 500
+PERSON_SEED = 501
 
 _PERSON = re.compile(r"person-(\w+)-(\d+)")
 
@@ -200,11 +200,12 @@ def _organs(data: Path, number: str) -> np.ndarray:
 
 
 def invented_person(data: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """HU (I, J, K) int16 at 3 mm, RAS+, portal venous phase, and its labels; "person-MAP-N" fixes both.
+    """HU (I, J, K) int16 at 3 mm, RAS+, and its labels; "person-MAP-N" fixes both.
 
     As `training.synthesis` does it, with a random state of its own: shape and position of the organs, the invented rest
     and the picture are new, the expert's map was used in training. Drawn again (at most five times) until all of the
-    map's organs are in view.
+    map's organs are in view. One protocol for all: portal venous phase, the same dose, slices and kernel; how far a
+    tissue takes contrast up, and what is in stomach and bowel, differs from person to person.
     """
     from .synthesis import invent
 
@@ -218,7 +219,8 @@ def invented_person(data: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         if min(shares) > 0.5:
             break
     labels = certain_labels(possible_classes(fine), UNKNOWN)
-    return synthesize_image(fine, rng, phase="portal"), labels
+    look = replace(draw_look(rng, phase="portal"), noise_hu=10.0, slice_mm=3.0, sharp=0.0)
+    return synthesize_image(fine, rng, look=look), labels
 
 
 # ------------------------------------------------------------------------------------------------------------ body fat
