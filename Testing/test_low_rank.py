@@ -92,19 +92,38 @@ def test_growing_a_point_wise_head_leaves_old_classes_as_they_were_up_to_normali
     build_network(new_config).load_state_dict(grown.state_dict())
 
 
-def test_growing_a_maskmed_head_hardly_touches_the_old_classes():
+def test_growing_a_maskmed_head_leaves_what_the_old_queries_say():
     config = dict(untrained().card.network)
     net = network(config)
     grown, new_config, changed = grow(net, config, [1], generator=torch.Generator().manual_seed(0))
-    old, new = net.scores(X), grown.scores(X)
-    assert new.shape[1] == 5 and new_config["num_classes"] == 5
-    torch.testing.assert_close(new[:, :4] / new[:, :4].sum(1, keepdim=True), old, atol=0.02, rtol=0)
+    with torch.no_grad():
+        old, new = net(X), grown(X)
+    assert new_config["num_classes"] == 5 and new_config["num_queries"] == 5 and new_config["guests"] == [1]
+    for before, after in zip(old.predictions, new.predictions):
+        torch.testing.assert_close(after.mask_embeddings[:, :4], before.mask_embeddings)
+        torch.testing.assert_close(after.class_logits[:, :4, [0, 1, 2, 3, 5]], before.class_logits)
+        assert (after.class_logits[:, :4, 4] < before.class_logits.amax(-1) - 5).all()
+    # the new query speaks for the new class, hardly for any other
+    assert (new.final.class_logits[0, 4].softmax(-1)[:4] < 0.01).all()
     before, after = net.state_dict(), grown.state_dict()
     assert set(changed) == {name for name in before if before[name].shape != after[name].shape}
     assert all(torch.equal(before[name], after[name]) for name in before if name not in changed)
     # "no object" stays last
     assert torch.equal(after["head.class_embed.weight"][-1], before["head.class_embed.weight"][-1])
     assert torch.equal(after["head.class_prior"][:4, -1], before["head.class_prior"][:, -1])
+
+
+def test_later_generations_hear_earlier_ones_and_not_the_other_way():
+    config = dict(untrained().card.network)
+    first, config, _ = grow(network(config), config, [0, 1], generator=torch.Generator().manual_seed(0))
+    second, config, _ = grow(first, config, [0], generator=torch.Generator().manual_seed(1))
+    assert config["guests"] == [2, 1]
+    heard = second.head._heard(torch.device("cpu")).int().tolist()
+    assert heard == [[1] * 4 + [0] * 3] * 4 + [[1] * 6 + [0]] * 2 + [[1] * 7]
+    with torch.no_grad():
+        torch.testing.assert_close(second(X).final.mask_embeddings[:, :6], first(X).final.mask_embeddings)
+    with pytest.raises(ValueError, match="guests"):
+        build_network({**config, "guests": [0]})
 
 
 def test_growing_with_more_queries_than_classes_says_so_in_the_configuration():

@@ -1,7 +1,7 @@
 """More classes for a trained network: rows for new classes and queries, everything else as it was.
 
-The old classes' scores stay the same up to normalization: exactly for the point-wise heads; for a MaskMed head nearly,
-because its queries listen to each other and there is one more to listen to.
+The old classes' scores stay the same up to normalization; in a MaskMed head the old queries do not listen to the new
+ones.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def grow(network: nn.Module, config: Mapping[str, Any], seeds: Sequence[int], *,
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     first = next(network.parameters())
     if int(network.num_classes) == 1 and seeds:
-        return _first_classes(grown, state, generator).to(first.device, first.dtype).train(network.training), grown, [
-            name for name in state]
+        result = _first_classes(grown, state, generator).to(first.device, first.dtype).train(network.training)
+        return result, grown, [name for name, tensor in result.state_dict().items() if tensor.shape != state[name].shape]
     if kind == "maskmed":
-        if grown.get("num_queries") is not None:
-            grown["num_queries"] += len(seeds)
+        if seeds:
+            grown["num_queries"] = network.head.num_queries + len(seeds)
+            grown["guests"] = [*network.head.guests, len(seeds)]
         changed = _grow_maskmed(state, list(seeds), generator) if seeds else []
     else:
         changed = _grow_pointwise(state, POINTWISE_LAYERS[kind], list(seeds)) if seeds else []

@@ -7,6 +7,7 @@ embedding (a class-agnostic mask) and a class embedding (a label). What the pape
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,8 +91,10 @@ class QueryLayer(nn.Module):
         out = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), attn_mask=mask)
         return out.transpose(1, 2).flatten(2)
 
-    def forward(self, x: Tensor, query_pos: Tensor, memory: Tensor, memory_pos: Tensor, allowed: Tensor) -> Tensor:
-        """x, query_pos: (B, Q, D). memory: (B, N, D), memory_pos: (N, D). allowed: (B, 1, Q, N) bool."""
+    def forward(self, x: Tensor, query_pos: Tensor, memory: Tensor, memory_pos: Tensor, allowed: Tensor,
+                heard: Tensor | None = None) -> Tensor:
+        """x, query_pos: (B, Q, D). memory: (B, N, D), memory_pos: (N, D). allowed: (B, 1, Q, N) bool. heard: (Q, Q)
+        bool, whom a query listens to (None: all)."""
         # Keys carry the position, values do not; one fused weight, split to project each from its own input.
         k_weight, v_weight = self.cross_kv.weight.chunk(2)
         k_bias, v_bias = self.cross_kv.bias.chunk(2)
@@ -99,7 +102,7 @@ class QueryLayer(nn.Module):
         v = F.linear(memory, v_weight, v_bias)
         x = self.norm1(x + self.cross_out(self._attend(self.cross_q(x + query_pos), k, v, allowed)))
         q, k = self.self_qk(x + query_pos).chunk(2, -1)
-        x = self.norm2(x + self.self_out(self._attend(q, k, self.self_v(x))))
+        x = self.norm2(x + self.self_out(self._attend(q, k, self.self_v(x), heard)))
         return self.norm3(x + self.fc2(F.relu(self.fc1(x))))
 
 
@@ -112,12 +115,18 @@ class MaskedMultiScaleHead(nn.Module):
     Query q starts out inclined to class q (`class_prior`, learned like any weight): the head begins near the ordinary
     point-wise head, which it contains as a limit, and decouples from there. Ours; with few volumes the queries
     otherwise spend most of the training agreeing who is who.
+
+    guests: how many of the last queries came later, with new classes, generation by generation. Those before them do not
+    listen to them in self-attention, so that a new class changes nothing of what the old queries say.
     """
 
     def __init__(self, *, num_classes: int, memory_channels: list[int], mask_dim: int, num_queries: int | None = None,
-                 embed_dim: int = 96, num_heads: int = 6, rounds: int = 1):
+                 embed_dim: int = 96, num_heads: int = 6, rounds: int = 1, guests: Sequence[int] = ()):
         super().__init__()
         num_queries = num_classes if num_queries is None else num_queries
+        if any(n < 1 for n in guests) or sum(guests) >= num_queries:
+            raise ValueError(f"guests {list(guests)} must be positive and fewer than the {num_queries} queries")
+        self.guests = tuple(guests)
         if num_queries < num_classes:
             raise ValueError(f"num_queries {num_queries} must be at least num_classes {num_classes}")
         self.num_classes, self.num_queries, self.rounds = num_classes, num_queries, rounds
@@ -142,6 +151,15 @@ class MaskedMultiScaleHead(nn.Module):
         x = self.norm(queries)
         return QueryPrediction(self.class_embed(x) + self.class_prior, self.mask_embed(x))
 
+    def _heard(self, device: torch.device) -> Tensor | None:
+        """(Q, Q) bool: each query hears its own generation and those before."""
+        if not self.guests:
+            return None
+        born = torch.zeros(self.num_queries, dtype=torch.long, device=device)
+        for first in range(len(self.guests)):
+            born[self.num_queries - sum(self.guests[first:]):] += 1
+        return born[None] <= born[:, None]
+
     @torch.no_grad()
     def _allowed(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """Where a query may look: inside its own last mask; everywhere if that mask is empty. (B, 1, Q, N) bool."""
@@ -160,10 +178,11 @@ class MaskedMultiScaleHead(nn.Module):
             at_scale.append(mask_features.pooled(m.shape[2:]))
         x = self.query_content.expand(b, -1, -1)
         query_pos = self.query_position.expand(b, -1, -1)
+        heard = self._heard(x.device)
         predictions = [self.predict(x)]
         for index, layer in enumerate(self.layers):
             scale = index % len(memory)
             allowed = self._allowed(predictions[-1].mask_embeddings, at_scale[scale])
-            x = layer(x, query_pos, tokens[scale], positions[scale], allowed)
+            x = layer(x, query_pos, tokens[scale], positions[scale], allowed, heard=heard)
             predictions.append(self.predict(x))
         return HeadOutput(predictions, mask_features, x)

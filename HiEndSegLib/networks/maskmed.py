@@ -111,10 +111,12 @@ class MaskMed(nn.Module):
 
     mask_dim: channels of the full-resolution mask features. num_queries: at least num_classes (its default).
     head_scales: strides the queries attend to, in order; rounds: how often (arXiv 2112.01527: 8, 4, 2 three times).
+    guests: queries that came with later classes, see `MaskedMultiScaleHead`.
     """
 
     def __init__(self, *, num_classes: int, mask_dim: int = 16, num_queries: int | None = None, head_dim: int = 96,
-                 head_heads: int = 6, head_scales: tuple[int, ...] = (8, 4), rounds: int = 2, **encoder):
+                 head_heads: int = 6, head_scales: tuple[int, ...] = (8, 4), rounds: int = 2,
+                 guests: Sequence[int] = (), **encoder):
         super().__init__()
         self.encoder = PyramidEncoder(**encoder)
         channels = dict(zip((2, 4, 8), self.encoder.pyramid.channels))
@@ -123,7 +125,7 @@ class MaskMed(nn.Module):
         self.mask_features = FullResolution(channels[2], mask_dim)
         self.head = MaskedMultiScaleHead(
             num_classes=num_classes, memory_channels=[channels[s] for s in head_scales], mask_dim=mask_dim,
-            num_queries=num_queries, embed_dim=head_dim, num_heads=head_heads, rounds=rounds)
+            num_queries=num_queries, embed_dim=head_dim, num_heads=head_heads, rounds=rounds, guests=guests)
 
     def forward(self, x: Tensor) -> HeadOutput:
         """(B, C, I, J, K) -> HeadOutput."""

@@ -111,7 +111,8 @@ class Case:
 
     drawn: class of the taught structure drawn at a voxel, 0 for none, 255 not annotated. answer: the parent's class.
     held: (K,) bool, layers kept out. asked: taught classes that this case speaks of. weight: how often it is drawn
-    from. targets: `drawn` as training sees it, held-out layers open. centres: voxels of each class in `targets`.
+    from. targets: `drawn` as training sees it, held-out layers open. structures: what is
+    where as far as anybody knows. centres: voxels of each class in `targets`.
     """
 
     lattice: Lattice
@@ -121,11 +122,13 @@ class Case:
     asked: tuple[int, ...]
     weight: float = 1.0
     targets: np.ndarray = field(init=False)
+    structures: np.ndarray = field(init=False)
     centres: dict[int, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
         self.targets = self.drawn.copy()
         self.targets[:, :, self.held] = OPEN
+        self.structures = np.where((self.drawn == 0) | (self.drawn == OPEN), self.answer, self.drawn)
         self.centres, rng = {}, np.random.default_rng(0)
         for number in self.asked:
             voxels = np.flatnonzero(self.targets == number)

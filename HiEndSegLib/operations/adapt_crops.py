@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.card import ModelCard
 from .adapt_case import Case
-from .augment import keep_inside, random_grid, sample_codes, sample_image, vary_hounsfield, vary_native
+from .augment import keep_inside, random_grid, sample_codes, sample_image, vary_hounsfield, vary_native, vary_structures
 
 AIR_HU = -1024.0
 
@@ -33,7 +33,9 @@ class CropSampler:
     No flips: left and right are labels.
     """
 
-    def __init__(self, cases: Sequence[Case], card: ModelCard, size: Sequence[int], seed: int):
+    def __init__(self, cases: Sequence[Case], card: ModelCard, size: Sequence[int], seed: int, *, spread: float = 30.0,
+                 bend: float = 0.7, scale: float = 0.14):
+        self.spread, self.bend, self.scale = spread, bend, scale
         self.cases, self.card, self.size = list(cases), card, tuple(size)
         self.rng = np.random.default_rng(seed)
         weights = np.array([case.weight for case in self.cases], dtype=float)
@@ -52,10 +54,13 @@ class CropSampler:
         else:
             centre = rng.uniform(lattice.low, lattice.high)
         shape = lattice.image.shape
-        grid = random_grid(rng, keep_inside(centre, shape, size), shape, self.size, bend=0.5)
+        grid = random_grid(rng, keep_inside(centre, shape, size), shape, self.size, bend=self.bend, scale=self.scale)
         outside = AIR_HU if lattice.is_hu else min(low for low, _ in self.card.windows)
         image = sample_image(lattice.image, grid, outside)
         drawn = sample_codes(case.targets, grid).to(torch.uint8)            # beyond the volume: nothing is drawn
+        if self.spread and rng.random() < 0.7:
+            width = 1.0 if lattice.is_hu else max(high - low for low, high in self.card.windows) / 400
+            image = vary_structures(image, sample_codes(case.structures, grid), rng, self.spread * width)
         if lattice.is_hu:
             image = vary_hounsfield(image, rng)
         else:

@@ -41,15 +41,16 @@ class Recipe:
     lr_middle for the ViT (full). rank: of adapters. ema: decay of the weights' average, which is what is scored and
     kept. every: steps between scores. patience: scores without a gain after which it stops. protect: how much a lost
     point of agreement of the protected structures weighs against a point of Dice of the taught. hold: weight of
-    the overlap with the parent's scores in the loss. masks: weight of the queries' own masks.
+    the overlap with the parent's scores in the loss. masks: weight of the queries' own masks. spread, bend, scale: of the
+    augmentation, see `augment`.
     """
 
     steps: int = 400
     crop: int = 72
     batch: int = 1
     crops: int = 160
-    lr: float = 1e-3
-    lr_middle: float = 1e-3
+    lr: float = 4e-4
+    lr_middle: float = 4e-4
     lr_vit: float = 0.3
     rank: int = 8
     ema: float = 0.98
@@ -59,12 +60,15 @@ class Recipe:
     hold: float = 1.0
     masks: float = 1.0
     warmup: int = 15
+    spread: float = 30.0
+    bend: float = 0.7
+    scale: float = 0.14
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
-RECIPES = {"quick": Recipe(), "full": Recipe(steps=300, crop=72, crops=0, lr=6e-4, lr_middle=3e-4)}
+RECIPES = {"quick": Recipe(), "full": Recipe(steps=300, crops=0, lr=3e-4, lr_middle=1.5e-4)}
 #: What is different where a model starts from an encoder.
 FRESH = {"steps": 1200, "lr": 1e-3, "lr_middle": 1e-3, "ema": 0.99, "every": 100, "patience": 5}
 
@@ -122,7 +126,8 @@ class Training:
         self.fresh = int(parent.num_classes) == 1               # made from an encoder: it knew the background alone
         self.stages = Stages(network, config, fresh=self.fresh)
         self.parent = Stages(parent, parent_config, fresh=self.fresh)
-        self.sampler = CropSampler(cases, card, crop_size(card, self.stages, recipe.crop), seed)
+        self.sampler = CropSampler(cases, card, crop_size(card, self.stages, recipe.crop), seed,
+                                   spread=recipe.spread, bend=recipe.bend, scale=recipe.scale)
         self.rng = np.random.default_rng(seed + 1)
         self.kept: list[_Kept] = []
         self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
@@ -356,6 +361,8 @@ class Training:
         mean = float(np.mean(measured)) if measured else None
         agreement = float(np.mean(others)) if others else None
         value = (mean or 0.0) - self.recipe.protect * (1 - (1.0 if agreement is None else agreement))
+        if self.fresh and step == 0:
+            value = float("-inf")                       # random weights are nothing to fall back on
         return Score(step, taught, mean, agreement, value)
 
     def _tell(self, score: Score, best: bool) -> None:
