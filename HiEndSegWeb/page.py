@@ -34,7 +34,7 @@ html { overflow: hidden; }
 :focus-visible { outline: 2px solid #64b5f6 !important; outline-offset: 1px; }
 .hes-hidden { position: absolute; width: 1px; height: 1px; opacity: 0; pointer-events: none; }
 .hes-keys { width: 100%; border-spacing: 0 2px; } .hes-keys + .hes-keys { margin-top: 12px; }
-.hes-keys th { text-align: left; width: 150px; font-weight: 500; }
+.hes-keys th { text-align: left; width: 165px; font-weight: 500; }
 .hes-panel { font-size: 14px; }
 .hes-panel .v-expansion-panel-text__wrapper { padding: 8px 12px 12px; }
 .hes-sentence { font-size: 13px; line-height: 1.35; opacity: .87; }

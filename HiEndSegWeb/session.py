@@ -29,6 +29,8 @@ from HiEndSegLib.presenter.segment import SegmentPresenter
 from .reading import Opened, Reading
 
 KEY_VARIABLE = "HIENDSEG_SESSION_KEY"
+#: Window and level of a CT, HU.
+WINDOWS = {"Soft tissue": (400, 40), "Liver": (160, 90), "Lung": (1500, -600), "Bone": (1800, 400)}
 #: Seconds between two looks at the engine while it computes and otherwise, and without a tab until the process ends.
 TICK, IDLE, ALONE = 0.04, 0.12, 20
 _log = logging.getLogger("hiendseg.web")
@@ -36,6 +38,8 @@ _log = logging.getLogger("hiendseg.web")
 
 class Session:
     """What one tab works on. server: a trame server that is not started yet."""
+
+    WINDOWS = WINDOWS
 
     def __init__(self, server: Any, *, folder: Path, engine: Any = None):
         from .page import Page
@@ -60,6 +64,8 @@ class Session:
         self.presenters = [self.segment, self.models, self.adapt, self.attention]
         #: Of volumes that came as DICOM, by node id: headers of their images, without pixels.
         self.headers: dict[str, tuple[bytes, ...]] = {}
+        #: Ids of volumes in Hounsfield units.
+        self.hounsfield: set[str] = set()
         self.page = Page(self)
         self._closed = False
         self.views.on_removed(self._on_removed)
@@ -146,17 +152,39 @@ class Session:
         from HiEndSegLib.bridge.volumes import node_from_volume
         from HiEndSegLib.geometry.modality import guess_modality
 
-        from .views import ct_window
+        from .views import set_window
 
         node = node_from_volume(opened.volume, self.scene, name=name)
         if guess_modality(opened.volume).is_hu:
-            ct_window(node)
+            self.hounsfield.add(node.GetID())
+            set_window(node, *WINDOWS["Soft tissue"])
         if opened.headers:
             self.headers[node.GetID()] = opened.headers
         self.views.show_volume(node)
         self.segment.set_volume(node)
         if opened.volume.notes:
             self.page.say(" ".join(opened.volume.notes))
+
+    def set_window(self, name: str) -> None:
+        """One of the windows of a CT."""
+        from .views import set_window
+
+        if self.volume is not None and name in WINDOWS and self.volume.GetID() in self.hounsfield:
+            set_window(self.volume, *WINDOWS[name])
+
+    def next_window(self) -> None:
+        """The one after the one that is on; the first where the person has made one."""
+        if self.volume is not None:
+            names, now = list(WINDOWS), self.window_name()
+            self.set_window(names[(names.index(now) + 1) % len(names)] if now else names[0])
+
+    def window_name(self) -> str:
+        """Of the shown volume, "" where it is none of them."""
+        if self.volume is None or self.volume.GetID() not in self.hounsfield:
+            return ""
+        display = self.volume.GetDisplayNode()
+        now = (display.GetWindow(), display.GetLevel())
+        return next((name for name, values in WINDOWS.items() if values == now), "")
 
     def remove_volume(self) -> None:
         """Take the shown volume out of the scene, with its results; another one is shown if there is one."""
@@ -177,6 +205,7 @@ class Session:
 
     def _on_removed(self, node_id: str) -> None:
         self.headers.pop(node_id, None)
+        self.hounsfield.discard(node_id)
         for presenter in (self.segment, self.adapt, self.attention):
             presenter.node_removed(node_id)
 
@@ -185,8 +214,8 @@ class Session:
         views, steps = self.views, {"next": 1, "previous": -1, "next10": 10, "previous10": -10}
         if action in steps:
             views.step(steps[action], view)
-        elif action in ("undo", "redo", "fit"):
-            {"undo": views.undo, "redo": views.redo, "fit": views.fit}[action]()
+        elif action in ("undo", "redo", "fit", "window"):
+            {"undo": views.undo, "redo": views.redo, "fit": views.fit, "window": self.next_window}[action]()
         elif action == "segmentation":
             views.toggle(self.segment.state.segmentation_id)
         elif action in ("larger", "smaller"):

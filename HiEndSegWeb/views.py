@@ -67,6 +67,7 @@ class Views:
         with _quiet():                                      # about an event that VTK will not send some day
             self.layouts.register_layout_dict(LayoutManager.default_grid_configuration())
         self.layouts.set_layout("Axial Primary")
+        self._drag_window(True)
         self.undo_stack = UndoStack(undo_limit=UNDO_STEPS)
         self.app.segmentation_editor.set_undo_stack(self.undo_stack)
 
@@ -157,6 +158,12 @@ class Views:
     def set_tool(self, name: str) -> None:
         """"none", "paint", "erase" or "scissors"."""
         self.app.segmentation_editor.set_active_effect_type(TOOLS[name])
+        self._drag_window(name == "none")
+
+    def _drag_window(self, on: bool) -> None:
+        """Whether dragging with the left button changes brightness and contrast, as it does without a tool."""
+        mouse = self.app.markups_logic.interaction_node
+        mouse.SetCurrentInteractionMode(mouse.AdjustWindowLevel if on else mouse.ViewTransform)
 
     def tool(self) -> str:
         active = self.app.segmentation_editor.active_effect_name
@@ -241,8 +248,8 @@ def _around_slice(server: Any, view_id: str, view: Any) -> None:
         html.Span(f"{{{{ {slider.name.value}.toFixed(0) }}}} mm", classes="hes-slider-text")
 
 
-def ct_window(node: Any, level: float = 40.0, window: float = 400.0) -> None:
-    """The soft-tissue window of a CT, HU."""
+def set_window(node: Any, window: float, level: float) -> None:
+    """Brightness and contrast of a volume, in its own unit."""
     display = node.GetDisplayNode()
     display.AutoWindowLevelOff()
     display.SetWindowLevel(window, level)

@@ -16,6 +16,8 @@ from .volumes import image_of_array, matrix_to_vtk
 #: Attribute of heat maps that are not kept, and of the color node.
 HEAT = "HiEndSeg.HeatMap"
 COLORS = "HiEndSeg.HeatColors"
+#: Of the color bar in a view, as shares of the view: smaller than Slicer's own, which covers a third of a small one.
+LEGEND_SIZE = (0.08, 0.3)
 #: (position, (r, g, b)) from the weakest to the strongest, 0 to 255: dark violet, red, orange, light yellow.
 STOPS = ((0.0, (18, 8, 48)), (0.25, (92, 18, 110)), (0.5, (190, 55, 82)), (0.75, (246, 139, 20)),
          (1.0, (252, 250, 170)))
@@ -104,6 +106,7 @@ def show_legend(node, on: bool, title: str = "") -> bool:
         legend.SetLabelFormat("%.1f")
         legend.SetMaxNumberOfColors(256)
         legend.SetNumberOfLabels(5)
+        legend.SetSize(*LEGEND_SIZE)            # letters grow with it
     if title:
         legend.SetTitleText(title)
     legend.SetVisibility(bool(on))

@@ -12,6 +12,7 @@ KEYS = (
     ("↑ ↓", "Next and previous slice of the view under the mouse, else the axial one"),
     ("Page ↑ Page ↓", "Ten slices at a time"),
     ("F", "Fit the views"),
+    ("W", "Next window of a CT: soft tissue, liver, lung, bone"),
     ("S", "Show or hide the segmentation"),
     ("1 2 3", "Paint, erase, cut"),
     ("+ −", "Larger and smaller brush"),

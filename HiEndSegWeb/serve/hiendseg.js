@@ -70,8 +70,8 @@
   }, 4000);
 
   const KEYS = { ArrowUp: "next", ArrowDown: "previous", PageUp: "next10", PageDown: "previous10", "1": "paint",
-                 "2": "erase", "3": "scissors", Escape: "none", s: "segmentation", f: "fit", "+": "larger",
-                 "-": "smaller", "?": "help" };
+                 "2": "erase", "3": "scissors", Escape: "none", s: "segmentation", f: "fit", w: "window",
+                 "+": "larger", "-": "smaller", "?": "help" };
 
   function hovered() {
     return ["axial", "coronal", "sagittal"].find((name) => {

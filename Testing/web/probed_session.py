@@ -48,6 +48,10 @@ class Probe(Panel):
             "pid": os.getpid(), "worker": session.engine.worker_pid, "torch": "torch" in sys.modules,
             "nodes": {kind: scene.GetNumberOfNodesByClass(kind) for kind in KINDS},
             "slices": [view.get_slice_value() for view in session.views.slice_views()],
+            "window": [session.volume.GetDisplayNode().GetWindow(), session.volume.GetDisplayNode().GetLevel()]
+            if session.volume is not None else None,
+            "fields": [list(view.get_view_node().GetFieldOfView()) for view in session.views.slice_views()],
+            "origins": [list(view.get_view_node().GetXYZOrigin()) for view in session.views.slice_views()],
             "foreground": [view.get_foreground_volume_id() for view in session.views.slice_views()],
             "volumes": [node.GetName() for node in session.volumes()],
             "shape": list(session.volume.GetImageData().GetDimensions()) if session.volume is not None else None,
