@@ -152,7 +152,7 @@ def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence
     entropy = (target * target.clamp_min(1e-6).log()).sum(0)
     rest = (1 - target.sum(0)).clamp_min(0)
     away = -(target * mass.log()).sum(0) + entropy - rest * scores[held].sum(0).clamp_min(1e-6).log()
-    losses = losses + torch.where(elsewhere, away, torch.zeros_like(away))
+    losses = losses + max(hold, 1.0) * torch.where(elsewhere, away, torch.zeros_like(away))
     total = losses.sum() / known.sum().clamp_min(1)
     dices = []
     for number in asked:
