@@ -40,10 +40,12 @@ html { overflow: hidden; }
 .hes-sentence { font-size: 13px; line-height: 1.35; opacity: .87; }
 .v-label, .v-field-label { opacity: .87 !important; }
 .hes-swatch { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin-right: 6px; }
+.hes-link { text-decoration: underline; } .hes-table th:first-child { text-align: left; }
 .hes-table td, .hes-table th { padding: 2px 6px; font-size: 13px; }
 .hes-corner { position: absolute; top: 4px; left: 4px; display: flex; align-items: center; color: white; }
 .hes-corner-title, .hes-slider-text { font-size: 12px; color: white; text-shadow: 0 0 3px black; }
 .hes-slider { position: absolute; bottom: 2px; left: 8px; right: 8px; display: flex; align-items: center; }
+.hes-slider * { transition: none !important; }
 .hes-slider-text { min-width: 52px; text-align: right; pointer-events: none; }
 .hes-table td:not(:first-child), .hes-table th:not(:first-child) { text-align: right; }
 """

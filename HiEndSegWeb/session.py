@@ -296,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     reading = Reading(options.file, options.folder, limited=False) if options.file else None
     sys.argv = sys.argv[:1]                         # trame reads it, too
     os.environ.setdefault("WSLINK_READY_MSG", "")
+    os.environ.setdefault("WSLINK_WS_COMPRESS", "0")    # pictures are packed already
     from trame.app import get_server
 
     from .guard import protect

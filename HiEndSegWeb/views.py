@@ -66,10 +66,22 @@ class Views:
         self.layouts = LayoutManager(self.scene, self.app.view_manager, server)
         with _quiet():                                      # about an event that VTK will not send some day
             self.layouts.register_layout_dict(LayoutManager.default_grid_configuration())
+        self._spare()
         self.layouts.set_layout("Axial Primary")
         self._drag_window(True)
         self.undo_stack = UndoStack(undo_limit=UNDO_STEPS)
         self.app.segmentation_editor.set_undo_stack(self.undo_stack)
+
+    def _spare(self) -> None:
+        """Leave out what costs most where the processor draws: a step of a slice takes a sixth of the time."""
+        for view in self.app.view_manager.get_views():
+            view.render_window().SetMultiSamples(0)
+        for view in self.app.view_manager.get_threed_views():
+            view.renderer().UseFXAAOn()                     # smooth edges, after the fact
+        logics = self.app.app_logic.GetSliceLogics()
+        for number in range(logics.GetNumberOfItems()):
+            # The slices as pictures in 3D: they are not offered, and made every view draw with every step of one.
+            logics.GetItemAsObject(number).DeleteSliceModel()
 
     def on_removed(self, tell: Callable[[str], None]) -> None:
         """tell(node id) for every node that leaves the scene."""

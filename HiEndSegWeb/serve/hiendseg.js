@@ -67,7 +67,7 @@
       }
       document.body.append(lost);
     });
-  }, 4000);
+  }, 2000);
 
   const KEYS = { ArrowUp: "next", ArrowDown: "previous", PageUp: "next10", PageDown: "previous10", "1": "paint",
                  "2": "erase", "3": "scissors", Escape: "none", s: "segmentation", f: "fit", w: "window",

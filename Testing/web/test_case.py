@@ -274,6 +274,26 @@ def test_attention_by_a_click_in_a_slice(tab, pictures):
     picture(tab, pictures, "attention")
 
 
+def test_blocks_are_compared_and_the_model_says_how_sure_it_is(tab):
+    tab.only("attention")
+    assert tab.facts()["foreground"][0]                     # the map of the step before
+    tab.page.locator(".v-select:has([id=att-compare])").click()
+    tab.page.get_by_role("option", name="With another block", exact=True).click()
+    tab.wait_state("s.att_compare_sentence !== '' && s.att_compare_picture !== ''", LONG)
+    tab.page.locator(".v-select:has([id=att-compare])").click()
+    tab.page.get_by_role("option", name="With nothing", exact=True).click()
+    tab.click("att-heads")
+    tab.seen("att-heads-picture").wait_for(timeout=LONG)
+    tab.click("att-inspect")
+    tab.seen("att-queries").wait_for(timeout=LONG)
+    assert "Liver" in tab.text("att-queries")
+    tab.click("att-uncertainty")
+    tab.seen("att-confidence").wait_for(timeout=LONG)
+    assert "Liver" in tab.text("att-confidence")
+    tab.click("att-uncertainty")
+    tab.wait_state("!s.att_uncertainty_shown")
+
+
 def test_a_saved_scene_holds_no_map_and_the_map_stays(tab, kept):
     tab.only("results")
     before = tab.facts()

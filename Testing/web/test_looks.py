@@ -10,7 +10,8 @@ PALE = """() => {
   const over = (top, under) => { const a = top[3] ?? 1; return [0, 1, 2].map((n) => a * top[n] + (1 - a) * under[n]); };
   const light = (c) => c.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
                         .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
-  const OFF = ':disabled, .v-btn--disabled, .v-input--disabled, .hes-hidden', found = [];
+  // A tick's number does not lie on the tick.
+  const OFF = ':disabled, .v-btn--disabled, .v-input--disabled, .hes-hidden, .v-slider-track__tick', found = [];
   for (const e of document.querySelectorAll('.v-navigation-drawer *, .v-app-bar *')) {
     const words = [...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.textContent.trim()).join('');
     if (!words || !e.offsetParent || e.closest(OFF)) continue;

@@ -161,3 +161,18 @@ def test_a_page_that_is_closed_frees_its_process_and_folder(chrome, site, tab):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert tab.facts()["pid"]                               # and nobody else's
+
+
+def test_a_page_whose_process_died_says_so_and_leads_to_a_new_one(chrome, site):
+    from page_tools import Tab
+
+    fourth = Tab(chrome.context, site.home)
+    os.kill(fourth.facts()["pid"], signal.SIGKILL)
+    fourth.seen("lost").wait_for(timeout=SOON)
+    assert "is gone" in fourth.text("lost")
+    with fourth.page.expect_navigation(timeout=LATER):
+        fourth.page.get_by_role("link", name="Open a new page").click()
+    fourth.page.wait_for_url("**/index.html", timeout=LATER)
+    fourth.wait("document.title === 'HiEndSeg' && window.trame", LATER)
+    assert fourth.facts()["volumes"] == []
+    fourth.close()
