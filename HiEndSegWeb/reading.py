@@ -93,8 +93,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _read(path: Path, folder: Path) -> dict:
-    from HiEndSegLib.geometry.reading import EXTENSIONS, extension, read_volume
+    from HiEndSegLib.geometry.reading import EXTENSIONS, extension, list_series, read_volume
 
+    if path.is_dir() and len(found := list_series(path)) > 1:
+        raise InputError(f"There are {len(found)} image series in it ({'; '.join(map(str, found[:5]))}); send one of "
+                         "them, in a zip of its own.")
     volume = read_volume(path)
     np.save(folder / _VOXELS, volume.array, allow_pickle=False)
     if path.is_dir() or extension(path) not in (*EXTENSIONS, ".seg.nrrd"):

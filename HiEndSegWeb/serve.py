@@ -28,7 +28,8 @@ def serve(*, host: str, port: int, browser: bool, opened: tuple[str, ...] = (), 
             raise EngineError(_MISSING.format(name=name))
     if host not in LOOPBACK:
         say(f"Warning: the page is offered to every computer that can reach {host}, without encryption. Whoever has "
-            "the address below can use it and see its images; do this only in a network that you trust.")
+            "the address below can use it and see its images; do this only in a network that you trust. From another "
+            "computer, put this one's name in the place of 127.0.0.1.")
     try:
         return asyncio.run(_serve(Lobby(host=host, port=port, opened=opened), browser, say))
     except OSError as error:

@@ -52,6 +52,13 @@ def test_what_the_reader_says_is_said(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.nii"]
 
 
+def test_several_series_are_listed(tmp_path):
+    for number in (1, 2):
+        write_series(tmp_path / "ct", straight(), uid=f"1.2.{number}", number=number, description=f"Phase {number}")
+    with pytest.raises(InputError, match="2 image series.*Phase 1.*Phase 2.*zip of its own"):
+        Reading(tmp_path / "ct", tmp_path).result()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX")
 def test_a_reader_that_dies_is_a_sentence(tmp_path):
     write_volume(make("oblique"), tmp_path / "x.nrrd")

@@ -137,10 +137,10 @@ class AttentionExtras:
 
     def _maps(self) -> tuple[Any, Any] | None:
         """The chosen map, and the one it is compared with (or None)."""
-        from .attention_maps import find
-
         if "main" not in self._results:
             return None
+        from .attention_maps import find        # slow to import: a face opens before it is needed
+
         result = self._results["main"][1]
         main, other = find(result, self.layer, self.head), None
         if self.compare == "layer" and self.other_layer in [one.layer for one in result.maps]:

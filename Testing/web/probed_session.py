@@ -1,7 +1,7 @@
 """A session's process as it is served, with routes that let a test see what the server holds. Never part of the page.
 
 GET /probe/facts, GET /probe/segments (voxels of every segment, as Slicer reads them), GET /probe/array/ID (.npy).
-HIENDSEG_TEST_STEPS: steps of every adaptation.
+HIENDSEG_TEST_STEPS: steps of every adaptation (4, unless it is set).
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from HiEndSegWeb.panels.base import Panel
 KINDS = ("vtkMRMLScalarVolumeNode", "vtkMRMLSegmentationNode", "vtkMRMLTableNode", "vtkMRMLSegmentationDisplayNode",
          "vtkMRMLScalarVolumeDisplayNode", "vtkMRMLMarkupsFiducialNode", "vtkMRMLStorageNode", "vtkMRMLModelNode",
          "vtkMRMLPlotSeriesNode", "vtkMRMLColorTableNode", "vtkMRMLNode")
+
+
+#: What a page can be shown without.
+SLOW = ("torch", "scipy.ndimage", "nibabel", "SimpleITK", "matplotlib", "highdicom")
 
 
 class Probe(Panel):
@@ -46,6 +50,7 @@ class Probe(Panel):
                 points += data.GetNumberOfPoints() if shown else 0
         return web.json_response({
             "pid": os.getpid(), "worker": session.engine.worker_pid, "torch": "torch" in sys.modules,
+            "slow": [name for name in SLOW if name in sys.modules],
             "nodes": {kind: scene.GetNumberOfNodesByClass(kind) for kind in KINDS},
             "slices": [view.get_slice_value() for view in session.views.slice_views()],
             "window": [session.volume.GetDisplayNode().GetWindow(), session.volume.GetDisplayNode().GetLevel()]

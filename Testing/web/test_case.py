@@ -35,8 +35,9 @@ def use_tool(tab, name, segment=ORGAN):
     tab.until(lambda: tab.facts()["tool"] == name)
 
 
-def test_the_volume_is_there_and_nothing_of_torch(tab, case):
+def test_the_volume_is_there_and_nothing_that_is_slow_to_load(tab, case):
     facts = tab.facts()
+    assert facts["slow"] == []
     assert facts["volumes"] == [case.name.split(".")[0]] and facts["torch"] is False
     assert all(facts["shape"]) and "voxels of 3 x 3 x 2.5 mm" in tab.text("seg-volume")
 
