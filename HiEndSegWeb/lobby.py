@@ -12,14 +12,14 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+
+from HiEndSegLib.engine.folder import PrivateFolder, sweep
+from HiEndSegLib.errors import HiEndSegError
 
 from .guard import allowed_host, cookie_name, elsewhere, headers_for, knows, refuse
 
@@ -44,7 +44,7 @@ class Tab:
     """A session's process. key: opens it, once. arguments: what it was started with."""
 
     process: asyncio.subprocess.Process
-    folder: Path
+    folder: PrivateFolder
     key: str
     port: int
     arguments: tuple[str, ...] = ()
@@ -82,6 +82,7 @@ class Lobby:
 
     async def start(self) -> None:
         """Listen, and make the first session ready in the background."""
+        sweep(self._temporary)                              # what a killed one left behind
         app = web.Application()
         app.router.add_get("/", self._enter)
         self._runner = web.AppRunner(app, access_log=None)
@@ -129,7 +130,7 @@ class Lobby:
             return self._wait(request, 0.2)
         try:
             tab = ready.result()
-        except (OSError, RuntimeError, asyncio.TimeoutError) as error:
+        except (OSError, RuntimeError, HiEndSegError, asyncio.TimeoutError) as error:
             self._ready = None
             return refuse(request, f"The page could not be started ({error}).", 500)
         self._ready = None
@@ -154,12 +155,12 @@ class Lobby:
         return self._ready
 
     async def _spawn(self, arguments: tuple[str, ...]) -> Tab:
-        folder = Path(tempfile.mkdtemp(prefix="hiendseg-", dir=self._temporary))
+        folder = PrivateFolder(self._temporary)
         key = secrets.token_urlsafe(24)
         process = None
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command, "--host", self.host, "--folder", str(folder), "--home", str(self.port), *arguments,
+                *self._command, "--host", self.host, "--folder", str(folder.path), "--home", str(self.port), *arguments,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
                 env={**os.environ, KEY_VARIABLE: key})
             self._watch(process, folder)
@@ -173,19 +174,19 @@ class Lobby:
         except BaseException:
             if process is not None and process.returncode is None:
                 process.kill()
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.remove()
             raise
 
     # ------------------------------------------------------------------------------------------ going away
 
-    def _watch(self, process: Any, folder: Path) -> None:
+    def _watch(self, process: Any, folder: PrivateFolder) -> None:
         async def watch() -> None:
             tail = ""
             while chunk := await process.stderr.read(4096):
                 tail = (tail + chunk.decode("utf-8", "replace"))[-TAIL:]
                 self._tails[process.pid] = tail
             await process.wait()
-            shutil.rmtree(folder, ignore_errors=True)       # uploads of a session that did not end by itself
+            folder.remove()                                 # uploads of a session that did not end by itself
             self._tails.pop(process.pid, None)
 
         self._keep(watch(), "watch")
@@ -215,4 +216,4 @@ class Lobby:
                 with contextlib.suppress(ProcessLookupError):
                     tab.process.kill()
                 await tab.process.wait()
-        shutil.rmtree(tab.folder, ignore_errors=True)
+        tab.folder.remove()

@@ -27,8 +27,10 @@ DISCLAIMER = "For research use; not a medical device."
 MESSAGE_TIME = 12000
 #: Colors with enough contrast under white and over dark text.
 THEMES = {"theme": {"themes": {
-    "dark": {"dark": True, "colors": {"primary": "#1976d2", "error": "#ef9a9a", "success": "#81c784"}},
-    "light": {"dark": False, "colors": {"primary": "#1565c0", "error": "#b00020", "success": "#2e7d32"}}}}}
+    "dark": {"dark": True, "colors": {"primary": "#1976d2", "accent": "#90caf9", "error": "#ef9a9a",
+                                      "success": "#81c784"}},
+    "light": {"dark": False, "colors": {"primary": "#1565c0", "accent": "#0d47a1", "error": "#b00020",
+                                        "success": "#2e7d32"}}}}}
 STYLE = """
 html { overflow: hidden; }
 :focus-visible { outline: 2px solid #64b5f6 !important; outline-offset: 1px; }

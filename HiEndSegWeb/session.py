@@ -50,7 +50,7 @@ class Session:
         self.scene = self.views.scene
         self.settings: dict[str, Any] = {}
         self.registry = registry = Registry()
-        self.engine = engine or EngineClient()
+        self.engine = engine or EngineClient(temporary=folder)     # whoever removes the folder removes its voxels, too
         self.segment = SegmentPresenter(scene=self.scene, engine=self.engine, registry=registry,
                                         settings=self.settings)
         self.models = ModelsPresenter(registry=registry, engine=self.engine, settings=self.settings)

@@ -170,7 +170,7 @@ def test_a_dead_session_takes_nobody_along_and_its_folder_goes(tmp_path):
     async def play(here):
         async with browser() as person:
             _, _, url = await enter(person, here.address)
-            folder = here.tabs[0].folder
+            folder = here.tabs[0].folder.path
             assert folder.is_dir()
             with pytest.raises(aiohttp.ClientError):
                 await person.get(url.with_path("/end"))
@@ -195,6 +195,15 @@ def test_what_was_to_be_opened_is_not_lost_with_a_session_that_dies_early(tmp_pa
             assert text.split()[1] == "ct.nii"
 
     in_lobby(tmp_path, play, opened=("--file", "ct.nii"))
+
+
+def test_what_a_killed_server_left_is_swept(tmp_path):
+    left = tmp_path / "hiendseg-left"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "upload").write_bytes(b"voxels")
+    in_lobby(tmp_path, lambda here: asyncio.sleep(0))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_so_many_sessions_at_a_time(tmp_path):

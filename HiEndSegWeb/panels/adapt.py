@@ -55,7 +55,7 @@ class AdaptPanel(Panel):
                            id=("'ada-teach-' + row.id",), change=(presenter.check, "[row.id, $event.target.checked]"))
                 html.Span(classes="hes-swatch", style=("{background: 'rgb(' + row.color.join(',') + ')'}",))
                 html.Span("{{ row.name }}")
-                html.Span("new", v_if="row.is_new", classes="ml-1 text-caption text-primary")
+                html.Span("new", v_if="row.is_new", classes="ml-1 text-caption text-accent")
                 v3.VSpacer()
                 html.Span("{{ row.dice === null ? '' : 'Dice ' + row.dice.toFixed(2) }}", classes="text-caption")
             v3.VTextField(label="Name", model_value=("ada_name",), placeholder=("ada_name_suggestion",), id="ada-name",

@@ -35,8 +35,9 @@ class Site:
 
     def __init__(self, folder, models, *arguments, file=SAMPLE):
         self.folder = folder
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
-                       "HIENDSEG_MODELS": str(models), "HIENDSEG_TEST_FOLDER": str(folder), "HIENDSEG_TEST_STEPS": os.environ.get("HIENDSEG_TEST_STEPS", "4")}
+        environment = {"HIENDSEG_TEST_STEPS": "4", **os.environ, "HIENDSEG_MODELS": str(models),
+                       "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
+                       "HIENDSEG_TEST_FOLDER": str(folder)}
         self._errors = open(folder / "errors.txt", "w+", encoding="utf-8")
         self.process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("serve_probed.py")),
                                          "--file", str(file), *arguments], cwd=folder, env=environment, text=True,

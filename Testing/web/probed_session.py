@@ -14,6 +14,7 @@ import sys
 import numpy as np
 from aiohttp import web
 
+from HiEndSegLib.engine.folder import LOCK_NAME, PREFIX
 from HiEndSegWeb import session as served
 from HiEndSegWeb.panels.base import Panel
 
@@ -63,7 +64,9 @@ class Probe(Panel):
             "tool": session.views.tool(), "segment": session.views.segment(), "surfaces": surfaces,
             "surface_points": points,
             "phase": session.segment.state.phase, "point": session.attention.state.point,
-            "resident": psutil.Process().memory_info().rss, "folder": sorted(os.listdir(session.folder))})
+            "resident": psutil.Process().memory_info().rss,
+            "folder": [name for name in sorted(os.listdir(session.folder))
+                                                  if name != LOCK_NAME and not name.startswith(PREFIX)]})
 
     def _arrays(self):
         import types

@@ -116,7 +116,7 @@ def test_dicom_goes_in_and_dicom_comes_out(second, tmp_path):
 
 def test_a_worker_that_is_killed_costs_one_run(tab):
     tab.only("segment")
-    before = tab.segments()
+    before, nodes = tab.segments(), tab.facts()["nodes"]
     tab.click("seg-run")
     if before:
         tab.seen("seg-question").wait_for()
@@ -132,6 +132,7 @@ def test_a_worker_that_is_killed_costs_one_run(tab):
         tab.click("seg-answer-replace")
     tab.wait_state("s.seg_phase === 'done'", LONG)
     assert tab.segments()["liver"]["voxels"] > 50_000
+    assert tab.facts()["nodes"] == nodes or not before      # runs leave nothing behind
     assert tab.complaints == []
 
 
