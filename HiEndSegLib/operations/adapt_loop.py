@@ -49,8 +49,8 @@ class Recipe:
     crop: int = 72
     batch: int = 1
     crops: int = 160
-    lr: float = 4e-4
-    lr_middle: float = 4e-4
+    lr: float = 1e-3
+    lr_middle: float = 1e-3
     lr_vit: float = 0.3
     rank: int = 8
     ema: float = 0.98
@@ -60,15 +60,15 @@ class Recipe:
     hold: float = 1.0
     masks: float = 1.0
     warmup: int = 15
-    spread: float = 30.0
-    bend: float = 0.7
-    scale: float = 0.14
+    spread: float = 0.0
+    bend: float = 0.5
+    scale: float = 0.10
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
-RECIPES = {"quick": Recipe(), "full": Recipe(steps=300, crops=0, lr=3e-4, lr_middle=1.5e-4)}
+RECIPES = {"quick": Recipe(), "full": Recipe(steps=300, crops=0, lr=6e-4, lr_middle=3e-4)}
 #: What is different where a model starts from an encoder.
 FRESH = {"steps": 1200, "lr": 1e-3, "lr_middle": 1e-3, "ema": 0.99, "every": 100, "patience": 5}
 
