@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import nibabel
@@ -25,7 +26,7 @@ from training.adaptation_baselines import Crops, clock_rate, learn_scratch
 from training.adaptation_cases import Cases, body_fat
 from training.adaptation_looks import AS_IS, LOOKS, with_look
 from training.adaptation_run import Pair, RunConfig, ticked
-from training.adaptation_table import bar, changes, looks_table, read_result, table
+from training.adaptation_table import bar, changes, looks_table, read_result, read_results, table
 from training.structures import STRUCTURES, VALUE
 
 NETWORK = {"kind": "maskmed", "num_classes": 5, "in_channels": 2, "img_size": 24, "channels": [8, 8, 16],
@@ -310,6 +311,16 @@ def test_gains_and_losses_are_counted_as_the_bar_says():
     text = table([default, quick])
     assert "0.675 -> 0.800" in text and "| 2.00 |" in text and "-1.2 (2)" in text
     assert "| spleen | ct-b | 0.500 | 0.700 |" in text and "| kidney left | 0.900 -> 0.880 |" in text
+
+
+def test_runs_of_an_older_recipe_are_not_mixed_in(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name, recipe, seed, when in (("b", "old", 0, 100), ("a", "new", 0, 200), ("c", "new", 1, 300)):
+        result = made_up("quick", {"ct-b": {"spleen": 0.5}}, seed=seed)
+        result["config"]["recipe"] = recipe
+        (tmp_path / "runs" / f"{name}.json").write_text(json.dumps(result))
+        os.utime(tmp_path / "runs" / f"{name}.json", (when, when))
+    assert [(r["config"]["recipe"], r["config"]["seed"]) for r in read_results(tmp_path)] == [("new", 0), ("new", 1)]
 
 
 def test_the_table_of_acquisitions(tmp_path):

@@ -34,11 +34,20 @@ def read_result(path: Path) -> dict:
 
 
 def read_results(out: Path) -> list[dict]:
-    """Every finished run in OUT/runs. Raises InputError: none, or a file that is no result."""
-    paths = sorted((Path(out) / "runs").glob("*.json"))
+    """Every finished run in OUT/runs; of a pair and way that was run with several recipes, the latest recipe's alone.
+
+    Raises InputError: no run, or a file that is no result.
+    """
+    paths = sorted((Path(out) / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not paths:
         raise InputError(f"There is no finished run in {Path(out) / 'runs'}; run the protocol first.")
-    return [read_result(path) for path in paths]
+    results = [read_result(path) for path in paths]
+    latest = {_recipe_key(result): result["config"].get("recipe", "") for result in results}
+    return [result for result in results if result["config"].get("recipe", "") == latest[_recipe_key(result)]]
+
+
+def _recipe_key(result: dict) -> tuple[str, str]:
+    return result["config"]["pair"]["name"], result["config"]["method"]
 
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic
