@@ -121,6 +121,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/operations/adapt_encoder.py
   HiEndSegLib/operations/adapt_loop.py
   HiEndSegLib/operations/adapt_plan.py
+  HiEndSegLib/operations/adapt_recipe.py
   HiEndSegLib/operations/adapt_report.py
   HiEndSegLib/operations/adapt_scores.py
   HiEndSegLib/operations/attend.py

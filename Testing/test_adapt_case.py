@@ -160,3 +160,16 @@ def test_a_class_nobody_drew_in_this_case_may_take_what_the_parent_calls_otherwi
     allowed = teaching_loss(taken, drawn, parent, [1], silent=[2], hold=0)
     refused = teaching_loss(taken, drawn, parent, [1, 2], hold=0)
     assert allowed < 0.2 and refused > 1
+
+
+def test_structures_vary_in_brightness_and_the_background_does_not():
+    from HiEndSegLib.operations.augment import vary_structures
+
+    structures = torch.zeros(16, 16, 16, dtype=torch.int64)
+    structures[:6], structures[10:] = 3, 7
+    image = torch.full((16, 16, 16), 40.0)
+    varied = vary_structures(image, structures, np.random.default_rng(0), 30.0) - image
+    inside = [float(varied[index].mean()) for index in (slice(0, 3), slice(13, 16))]
+    assert abs(inside[0] - inside[1]) > 1 and min(map(abs, inside)) > 1
+    assert varied[8].abs().max() < 0.1 * max(map(abs, inside))
+    assert torch.equal(vary_structures(image, structures, np.random.default_rng(0), 0.0), image)

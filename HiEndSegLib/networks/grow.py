@@ -41,7 +41,8 @@ def grow(network: nn.Module, config: Mapping[str, Any], seeds: Sequence[int], *,
     first = next(network.parameters())
     if int(network.num_classes) == 1 and seeds:
         result = _first_classes(grown, state, generator).to(first.device, first.dtype).train(network.training)
-        return result, grown, [name for name, tensor in result.state_dict().items() if tensor.shape != state[name].shape]
+        changed = [name for name, tensor in result.state_dict().items() if tensor.shape != state[name].shape]
+        return result, grown, changed
     if kind == "maskmed":
         if seeds:
             grown["num_queries"] = network.head.num_queries + len(seeds)

@@ -116,8 +116,8 @@ class MaskedMultiScaleHead(nn.Module):
     point-wise head, which it contains as a limit, and decouples from there. Ours; with few volumes the queries
     otherwise spend most of the training agreeing who is who.
 
-    guests: how many of the last queries came later, with new classes, generation by generation. Those before them do not
-    listen to them in self-attention, so that a new class changes nothing of what the old queries say.
+    guests: how many of the last queries came later, with new classes, generation by generation. Those before them do
+    not listen to them in self-attention, so that a new class changes nothing of what the old queries say.
     """
 
     def __init__(self, *, num_classes: int, memory_channels: list[int], mask_dim: int, num_queries: int | None = None,

@@ -130,11 +130,11 @@ def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence
     asked: taught classes that the case speaks of. silent: classes taught now that nobody drew in this case; they may
     take a voxel from any class the parent names. hold: weight of the overlap term of what is held.
 
-    Drawn voxels: cross-entropy (a mean over structures beside it was tried and lost 7 points of Dice). Others: the parent's scores of the classes not asked for are the targets, and the share
-    that the parent gave to asked ones may go to any of the others. Both vanish where the network does what is wanted,
-    so the first step from the parent moves nothing but the taught. Added: 1 - soft Dice of each taught class, and of
-    each held class against the parent's scores (squared, so that it vanishes at equality); without it small organs
-    would weigh nothing.
+    Drawn voxels: cross-entropy (a mean over structures beside it was tried once and lost 7 points of Dice). Others: the
+    parent's scores of the classes not asked for are the targets, and the share that the parent gave to asked ones may
+    go to any of the others. Both vanish where the network does what is wanted, so the first step from the parent moves
+    nothing but the taught. Added: 1 - soft Dice of each taught class, and of each held class against the parent's
+    scores (squared, so that it vanishes at equality); without it small organs would weigh nothing.
     """
     known = drawn != open_value
     elsewhere = drawn == 0

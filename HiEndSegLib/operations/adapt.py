@@ -38,7 +38,8 @@ from .adapt_case import (
     whole_scores,
 )
 from .adapt_checks import look_at_labels
-from .adapt_loop import Outcome, Recipe, Training, recipe_for, with_steps
+from .adapt_loop import Outcome, Training
+from .adapt_recipe import Recipe, recipe_for, with_steps
 from .adapt_report import make_report
 from .devices import choose_device, cpu_has_bfloat16, cpu_threads, free_bytes, half_type, is_out_of_memory
 from .peak import peak_memory

@@ -2,7 +2,6 @@
 
 quick: the network's front (ViT and convolutional pyramid) is frozen, and what it gives for augmented crops is kept and
 used again; the middle learns through low-rank adapters, the head whole. full: everything learns on fresh crops.
-Every number below was chosen by measurement on real cases (training/adaptation.py).
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
 
 import numpy as np
@@ -25,6 +24,7 @@ from ..networks.stages import Stages
 from ..tasks import CancelToken, Progress, Record
 from .adapt_case import OPEN, Case, runs, winners
 from .adapt_crops import CropSampler
+from .adapt_recipe import RECIPES, Recipe, recipe_for, with_steps  # noqa: F401 - what callers of the loop ask for
 from .scores import ScoreGrid
 from .tiling import cut_tile, gaussian_weights, overlap_slices, tile_starts
 
@@ -32,45 +32,6 @@ from .tiling import cut_tile, gaussian_weights, overlap_slices, tile_starts
 RECORD_EVERY = 0.3
 #: Dice from which a new structure has appeared.
 BORN = 0.3
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """steps: at most. crop: voxels along an edge, at most. batch: crops a step. crops: kept and used again (quick).
-    lr: of what learns whole; lr_middle: of adapters (quick) or of everything below the head (full). lr_vit: factor on
-    lr_middle for the ViT (full). rank: of adapters. ema: decay of the weights' average, which is what is scored and
-    kept. every: steps between scores. patience: scores without a gain after which it stops. protect: how much a lost
-    point of agreement of the protected structures weighs against a point of Dice of the taught. hold: weight of
-    the overlap with the parent's scores in the loss. masks: weight of the queries' own masks. spread, bend, scale: of the
-    augmentation, see `augment`.
-    """
-
-    steps: int = 400
-    crop: int = 72
-    batch: int = 1
-    crops: int = 160
-    lr: float = 1e-3
-    lr_middle: float = 1e-3
-    lr_vit: float = 0.3
-    rank: int = 8
-    ema: float = 0.98
-    every: int = 50
-    patience: int = 4
-    protect: float = 1.0
-    hold: float = 1.0
-    masks: float = 1.0
-    warmup: int = 15
-    spread: float = 0.0
-    bend: float = 0.5
-    scale: float = 0.10
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-
-RECIPES = {"quick": Recipe(), "full": Recipe(steps=300, crops=0, lr=6e-4, lr_middle=3e-4)}
-#: What is different where a model starts from an encoder.
-FRESH = {"steps": 1200, "lr": 1e-3, "lr_middle": 1e-3, "ema": 0.99, "every": 100, "patience": 5}
 
 
 @dataclass
@@ -394,18 +355,6 @@ def crop_size(card: ModelCard, stages: Stages, wanted: int) -> tuple[int, int, i
         return card.tile
     step = stages.size_step
     return tuple(max(step, min(wanted, edge) // step * step) for edge in card.tile)
-
-
-def recipe_for(speed: str, fresh: bool) -> Recipe:
-    """The speed's recipe. fresh: the model was made from an encoder and has everything to learn."""
-    return replace(RECIPES[speed], **FRESH) if fresh else RECIPES[speed]
-
-
-def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
-    """The recipe with another number of steps; scored at least four times all the same."""
-    if steps is None:
-        return recipe
-    return replace(recipe, steps=steps, every=max(1, min(recipe.every, steps // 4 or 1)))
 
 
 def _overlaps(found: np.ndarray, true: np.ndarray, where: np.ndarray, classes: int) -> np.ndarray:
