@@ -30,13 +30,15 @@ from trame_slicer.views import NoScheduleRendering, SliceView, ThreeDView, ViewT
 from undo_stack import UndoStack
 from vtkmodules.util.misc import calldata_type as vtk_calldata_type
 from vtkmodules.util.vtkConstants import VTK_OBJECT
-from vtkmodules.vtkCommonCore import vtkObject
+from vtkmodules.vtkCommonCore import vtkCommand, vtkObject
 
 #: Layouts offered, by the name trame-slicer gives them, with ours.
 LAYOUTS = {"Axial Primary": "Axial large", "Quad View": "Four views", "Axial Only": "Axial only",
            "3D Primary": "3D large"}
 TOOLS = {"none": SegmentationEffectNoTool, "paint": SegmentationEffectPaint, "erase": SegmentationEffectErase,
          "scissors": SegmentationEffectScissors}
+#: How much wider the large view is than those beside it.
+LARGE = ["1.7", "1"]
 #: What scissors do with what is drawn around.
 CUTS = {"erase": ScissorsEffectFillMode.ERASE_INSIDE, "keep": ScissorsEffectFillMode.ERASE_OUTSIDE,
         "fill": ScissorsEffectFillMode.FILL_INSIDE}
@@ -64,13 +66,29 @@ class Views:
                 server, partial(view, scheduled_render_strategy=NoScheduleRendering()), kind, target_fps=FPS,
                 blur_fps=FPS, interactive_quality=QUALITY, populate_view_ui_f=around))
         self.layouts = LayoutManager(self.scene, self.app.view_manager, server)
+        grids = LayoutManager.default_grid_configuration()
+        for name in ("Axial Primary", "3D Primary"):
+            grids[name].flex_sizes = LARGE
         with _quiet():                                      # about an event that VTK will not send some day
-            self.layouts.register_layout_dict(LayoutManager.default_grid_configuration())
+            self.layouts.register_layout_dict(grids)
+            self._fit_when_sized()
         self._spare()
         self.layouts.set_layout("Axial Primary")
         self._drag_window(True)
         self.undo_stack = UndoStack(undo_limit=UNDO_STEPS)
         self.app.segmentation_editor.set_undo_stack(self.undo_stack)
+
+    def _fit_when_sized(self) -> None:
+        """A view is as large as the page makes it, which is not known before; fit it then, once."""
+        waiting = set(self.slice_views())
+
+        def sized(view: SliceView, *_: Any) -> None:
+            if view in waiting:
+                waiting.discard(view)
+                view.fit_view_to_content()
+
+        for view in self.slice_views():
+            view.interactor().AddObserver(vtkCommand.WindowResizeEvent, partial(sized, view))
 
     def _spare(self) -> None:
         """Leave out what costs most where the processor draws: a step of a slice takes a sixth of the time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -183,8 +184,12 @@ class Tab:
 
 
 def picture(tab, pictures, name):
-    """For the README: only when somebody asked for pictures."""
-    if pictures is not None:
-        tab.page.wait_for_timeout(1500)                     # until what moves has settled
-        pictures.mkdir(parents=True, exist_ok=True)
-        tab.page.screenshot(path=pictures / f"web-{name}.png")
+    """For the README: only when somebody asked for pictures. 256 colors are enough for gray and a few organs."""
+    if pictures is None:
+        return
+    from PIL import Image
+
+    tab.page.wait_for_timeout(1500)                         # until what moves has settled
+    pictures.mkdir(parents=True, exist_ok=True)
+    image = Image.open(io.BytesIO(tab.page.screenshot())).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(pictures / f"web-{name}.png", optimize=True)

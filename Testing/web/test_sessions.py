@@ -116,13 +116,13 @@ def test_dicom_goes_in_and_dicom_comes_out(second, tmp_path):
 
 def test_a_worker_that_is_killed_costs_one_run(tab):
     tab.only("segment")
-    before, nodes = tab.segments(), tab.facts()["nodes"]
+    before, facts = tab.segments(), tab.facts()
     tab.click("seg-run")
     if before:
         tab.seen("seg-question").wait_for()
         tab.click("seg-answer-new")
     tab.wait_state("s.seg_phase === 'running'", LATER)
-    os.kill(tab.facts()["worker"], signal.SIGKILL)
+    os.kill(facts["worker"], signal.SIGKILL)
     tab.wait_state("s.seg_phase === 'failed'", LATER)
     assert tab.wait_state("s.seg_headline.includes('not segmented') && s.seg_detail").endswith(".")
     assert tab.segments() == before
@@ -132,7 +132,7 @@ def test_a_worker_that_is_killed_costs_one_run(tab):
         tab.click("seg-answer-replace")
     tab.wait_state("s.seg_phase === 'done'", LONG)
     assert tab.segments()["liver"]["voxels"] > 50_000
-    assert tab.facts()["nodes"] == nodes or not before      # runs leave nothing behind
+    assert tab.facts()["nodes"] == facts["nodes"] or not before      # runs leave nothing behind
     assert tab.complaints == []
 
 
