@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from bridge_scene import scene, slicer                                                              # noqa: F401
 
@@ -87,7 +86,7 @@ def test_one_case_teaches_a_version_that_is_used_shown_and_deleted(scene, tmp_pa
         adapt.press()
         window.until(lambda: adapt.state.finish_available or not adapt.busy)
         assert adapt.state.phase == "running" and adapt.state.chart_id, adapt.state
-        window.until(lambda: max(point.dice or 0 for point in adapt.state.curve) > 0.2 or not adapt.busy)
+        window.until(lambda: max(point.dice or 0 for point in adapt.state.curve) > 0.55 or not adapt.busy)
         adapt.finish()
         assert adapt.state.phase == "finishing"
         state = window.until(lambda: not adapt.busy)
@@ -116,4 +115,4 @@ def test_one_case_teaches_a_version_that_is_used_shown_and_deleted(scene, tmp_pa
         assert files(models) == before and adapt.state.result_key is None
         window.close()
         assert scene.GetNumberOfNodes() == mine, "outlines and chart are gone"
-        assert np.isfinite(float(window.settings["adapt_times"].rpartition(":")[2].strip("} ")))
+        assert "adapt_times" not in window.settings, "a run that was ended early says nothing about a whole one"
