@@ -172,6 +172,13 @@ class Tab:
             self.page.wait_for_timeout(50)
         return value
 
+    def steady(self, look) -> None:
+        """Until `look()` gives the same for half a second: the last events of a drag come late on a busy machine."""
+        before = object()
+        while (now := look()) != before:
+            before = now
+            self.page.wait_for_timeout(500)
+
     def download(self, id_: str, folder: Path) -> Path:
         with self.page.expect_download(timeout=LATER) as waiting:
             self.click(id_)

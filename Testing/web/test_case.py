@@ -170,6 +170,7 @@ def test_the_mouse_does_what_the_help_says(tab):
         mouse.down(button=button)
         mouse.move(middle[0] + 30, middle[1] + 50, steps=6)
         mouse.up(button=button)
+        tab.steady(lambda: [tab.facts()[name] for name in ("window", "fields", "origins")])
 
     before = tab.facts()
     assert before["tool"] == "none" and before["window"] == [400, 40]
