@@ -91,15 +91,15 @@ class Views:
             view.interactor().AddObserver(vtkCommand.WindowResizeEvent, partial(sized, view))
 
     def _spare(self) -> None:
-        """Leave out what costs most where the processor draws: a step of a slice takes a sixth of the time."""
+        """Leave out what costs most where the processor draws."""
         for view in self.app.view_manager.get_views():
             view.render_window().SetMultiSamples(0)
         for view in self.app.view_manager.get_threed_views():
             view.renderer().UseFXAAOn()                     # smooth edges, after the fact
-        logics = self.app.app_logic.GetSliceLogics()
-        for number in range(logics.GetNumberOfItems()):
-            # The slices as pictures in 3D: they are not offered, and made every view draw with every step of one.
-            logics.GetItemAsObject(number).DeleteSliceModel()
+        for view in self.slice_views():
+            # Models cut by slices, of which there are none here but the slices themselves: with every step of one
+            # slice, all the others were drawn and sent anew. Deleting those models does not last.
+            view.get_displayable_manager_by_class(slicer.vtkMRMLModelSliceDisplayableManager).SetMRMLScene(None)
 
     def on_removed(self, tell: Callable[[str], None]) -> None:
         """tell(node id) for every node that leaves the scene."""

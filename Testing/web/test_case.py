@@ -161,6 +161,20 @@ def test_keys_for_slices_brush_and_help(tab):
     tab.until(lambda: tab.facts()["slices"][0] == pytest.approx(before[0]))
 
 
+def test_a_step_sends_one_view(tab):
+    """Not the others, in which nothing changes: with a segmentation that would take twice as long."""
+    pictures = """() => ['axial', 'coronal', 'sagittal', '3d'].map(name =>
+        document.getElementById('view-' + name).parentElement.querySelector('img').src)"""
+    tab.page.mouse.move(640, 30)
+    for key in ("ArrowUp", "ArrowDown"):
+        tab.steady(lambda: tab.page.evaluate(pictures))
+        before = tab.page.evaluate(pictures)
+        tab.page.keyboard.press(key)
+        tab.until(lambda: tab.page.evaluate(pictures)[0] != before[0])
+        tab.steady(lambda: tab.page.evaluate(pictures))
+        assert tab.page.evaluate(pictures)[1:] == before[1:]
+
+
 def test_the_mouse_does_what_the_help_says(tab):
     mouse, box = tab.page.mouse, tab.view("axial")
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
