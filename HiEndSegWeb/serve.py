@@ -8,24 +8,26 @@ import signal
 import sys
 import webbrowser
 
-from HiEndSegLib.errors import EngineError
+from HiEndSegLib.errors import EngineError, OptionError
 
 from .guard import LOOPBACK
 
-_MISSING = "The page needs packages that are not installed ({name}); install them with 'pip install hiendseg[web]'."
+_MISSING = ("The page needs packages that are not installed ({name}); run 'pip install -e \".[web]\"' in HiEndSeg's "
+            "folder.")
 
 
 def serve(*, host: str, port: int, browser: bool, opened: tuple[str, ...] = (), say=print) -> int:
-    """Serve until Ctrl-C; the exit code. Raises EngineError where packages are missing or the port is taken."""
+    """Serve until Ctrl-C; the exit code. Raises OptionError where packages are missing, EngineError where the port is
+    taken."""
     try:
         from .lobby import Lobby
     except ModuleNotFoundError as error:
-        raise EngineError(_MISSING.format(name=error.name)) from None
+        raise OptionError(_MISSING.format(name=error.name)) from None
     import importlib.util
 
     for name in ("trame_slicer", "trame", "slicer"):
         if importlib.util.find_spec(name) is None:
-            raise EngineError(_MISSING.format(name=name))
+            raise OptionError(_MISSING.format(name=name))
     if host not in LOOPBACK:
         say(f"Warning: the page is offered to every computer that can reach {host}, without encryption. Whoever has "
             "the address below can use it and see its images; do this only in a network that you trust. From another "

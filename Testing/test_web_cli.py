@@ -76,6 +76,24 @@ def test_a_file_that_is_not_there_is_said(environment):
     assert done.returncode != 0 and "nothing.nii does not exist" in done.stderr
 
 
+@pytest.mark.parametrize("missing", ["HiEndSegWeb", "trame_slicer", "slicer", "aiohttp"])
+def test_what_is_not_installed_is_said(environment, missing):
+    """As where only the library is: the command ends with one sentence and the exit code of an option's error."""
+    script = ("import importlib.util, sys\nfrom importlib.abc import MetaPathFinder\n"
+              "class Without(MetaPathFinder):\n"
+              "    def find_spec(self, name, path=None, target=None):\n"
+              f"        if name.partition('.')[0] == '{missing}':\n"
+              "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+              "sys.meta_path.insert(0, Without())\n"
+              "look = importlib.util.find_spec\n"
+              f"importlib.util.find_spec = lambda name, *more: None if name == '{missing}' else look(name, *more)\n"
+              "from HiEndSegLib.cli import main\nsys.exit(main(['app', '--no-browser']))")
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(lines) == 1 and not done.stdout, done.stdout + done.stderr
+    assert missing in lines[0] and 'pip install -e ".[web]"' in lines[0] and "unexpected" not in lines[0]
+
+
 def test_another_host_is_warned_of(environment):
     with subprocess.Popen([*COMMAND, "app", "--no-browser", "--host", "0.0.0.0"], env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:

@@ -67,7 +67,8 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
 
 def _serve(target: batch.Target) -> int:
     """The page with the sample and its result, until Ctrl-C."""
-    from HiEndSegWeb.serve import serve
+    from .app import page_server
 
+    serve = page_server()
     return serve(host="127.0.0.1", port=0, browser=True, say=say,
                  opened=("--file", str(resource(SAMPLE)), "--result", str(Path(target.path).resolve())))
