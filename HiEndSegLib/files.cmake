@@ -63,6 +63,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/figures_attention.py
   HiEndSegLib/geometry/__init__.py
   HiEndSegLib/geometry/body.py
+  HiEndSegLib/geometry/curve.py
   HiEndSegLib/geometry/dicom.py
   HiEndSegLib/geometry/dicom_seg.py
   HiEndSegLib/geometry/dicom_volume.py
@@ -115,6 +116,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/networks/vit.py
   HiEndSegLib/operations/__init__.py
   HiEndSegLib/operations/adapt.py
+  HiEndSegLib/operations/adapt_calibrate.py
   HiEndSegLib/operations/adapt_case.py
   HiEndSegLib/operations/adapt_checks.py
   HiEndSegLib/operations/adapt_crops.py

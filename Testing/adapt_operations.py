@@ -11,5 +11,6 @@ def make_library():
 
     for speed, usual in list(RECIPES.items()):
         RECIPES[speed] = dataclasses.replace(usual, steps=200, crop=24, crops=min(usual.crops, 20), every=10, lr=4e-3,
-                                             lr_middle=3e-3, ema=0.9, warmup=5, patience=20)
+                                             lr_middle=3e-3, ema=0.9, warmup=5, patience=20,
+                                             curve_steps=20, blend=1.0)
     return Library()

@@ -32,7 +32,8 @@ HU = {"liver": 80, "kidney_left": 160, "kidney_right": 240, "stomach": 340}
 LEGEND = [*(Label.from_dict(entry) for entry in [*LABELS, RIGHT]), Label(4, "stomach", "Stomach", (216, 132, 105))]
 #: Fast and small; the number of steps is each test's own. Brightness is all that tells these organs apart, so it is
 #: not varied by structure.
-RECIPE = Recipe(steps=40, crop=24, crops=30, lr=4e-3, lr_middle=3e-3, every=10, ema=0.9, warmup=5, rank=4, spread=0.0)
+RECIPE = Recipe(steps=40, crop=24, crops=30, lr=4e-3, lr_middle=3e-3, every=10, ema=0.9, warmup=5, rank=4, spread=0.0,
+                curve_steps=0, blend=1.0)
 
 
 def ball(name, shape=SHAPE, shift=(0, 0, 0)):

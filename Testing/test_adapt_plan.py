@@ -37,6 +37,7 @@ def test_the_numbers_are_the_loops_own():
         assert (fresh.steps, fresh.every) == (adapt_plan.FRESH_STEPS, adapt_plan.FRESH_EVERY)
         assert (recipe.steps, recipe.crop, recipe.every) == (adapt_plan.STEPS[speed], adapt_plan.CROP,
                                                              adapt_plan.EVERY), speed
+        assert recipe.curve_steps == adapt_plan.CURVE_STEPS and fresh.curve_steps == recipe.curve_steps
         assert recipe.crops == (adapt_plan.CROPS if speed == "quick" else 0) and recipe.batch == 1
 
 

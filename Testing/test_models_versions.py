@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from HiEndSegLib.geometry.labels import Label
 from HiEndSegLib.models.card import card_from_dict, card_to_dict, describe_weights, read_card, write_card
 from HiEndSegLib.models.loading import load_model
 from HiEndSegLib.models.registry import Registry
-from HiEndSegLib.models.versions import check_before, write_version, write_whole
+from HiEndSegLib.models.versions import check_before, export_version, write_version, write_whole
 
 
 @pytest.fixture
@@ -347,3 +348,30 @@ def test_cards_of_versions_are_checked_like_all_others(registry):
             card_from_dict({**data, "adaptation": {**sound, **changes}})
     with pytest.raises(ModelError, match="belongs to cards of format version 2"):
         card_from_dict({**data, "format_version": 1})
+
+
+# --------------------------------------------------------------------------------------------------- grey values
+
+
+def test_a_version_of_grey_values_alone_changes_no_weight_and_hands_its_curve_on(registry):
+    base, curve = registry.get("base"), [[-100.0, -60.0], [50.0, 90.0], [200.0, 210.5]]
+    card = write_version(base, registry=registry, curve=curve, **adaptation("Grey", low_rank={}, replaced={}))
+    assert read_card(card.folder).curve == curve and load_file(card.weights_path) == {}
+    same(load(card, registry), load(base, registry))
+    next_one = write_version(card, registry=registry, **adaptation("Next", 2))
+    assert next_one.curve == curve, "as its parent's, where nobody says otherwise"
+    straight = write_version(card, registry=registry, curve=[], **adaptation("Straight", 3))
+    assert straight.curve == [] and base.curve == []
+
+
+def test_a_curve_goes_with_an_exported_version(registry, tmp_path, monkeypatch):
+    from HiEndSegLib.models import loading
+
+    monkeypatch.setattr(loading, "_default_builder", lambda: build_small)
+    curve = [[0.0, 10.0], [100.0, 80.0]]
+    card = write_version(registry.get("base"), registry=registry, curve=curve, **adaptation("Grey"))
+    for whole in (False, True):
+        path = export_version(card, tmp_path / f"{whole}.zip", whole=whole, registry=registry)
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("card.json"))
+            assert json.loads(archive.read(name))["intensity"]["curve"] == curve

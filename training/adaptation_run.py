@@ -191,7 +191,8 @@ def _adapted(config: RunConfig, model: Model, case: LabelledCase, structures: Se
                         record=lambda entry: curve.append(entry) if entry.get("kind") == "score" else None)
     finally:
         over.set()
-    card = replace(model.card, id=f"{model.card.id}-adapted", network=adapted.network_config, labels=adapted.labels)
+    card = replace(model.card, id=f"{model.card.id}-adapted", network=adapted.network_config, labels=adapted.labels,
+                   curve=adapted.curve)
     report = {**adapted.report, "messages": adapted.messages, "better": adapted.better}
     return Model(card, adapted.network, model.device), report, curve
 

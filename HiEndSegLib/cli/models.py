@@ -50,6 +50,7 @@ def _show(registry: Registry, options: argparse.Namespace, interrupt: Interrupt)
         ("Modality", card.modality), ("Spacing", " x ".join(f"{v:g}" for v in card.spacing) + " mm"),
         ("Tile", " x ".join(map(str, card.tile)) + f" voxels, overlap {card.overlap:g}"),
         ("Windows", ", ".join(f"{low:g} to {high:g} {unit}" for low, high in card.windows)),
+        *([("Grey values", ", ".join(f"{x:.0f} as {y:.0f}" for x, y in card.curve))] if card.curve else []),
         ("Network", f"{card.network['kind']} ({network})"),
         ("Weights", f"{card.weights['bytes'] / 1e6:.1f} MB, {card.weights['dtype']}, SHA-256 {card.checksum}"),
         ("Licence", card.licence), ("Provenance", card.provenance), ("Folder", card.folder),

@@ -106,12 +106,13 @@ def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[
                   "case": case, "parameters": report.get("parameters", {}), "teaching": kept}
         if encoder is not None:
             return write_whole(parent, state=network, **common)
-        return write_version(parent, replaced=adapted.replaced, low_rank=adapted.low_rank, **common)
+        return write_version(parent, replaced=adapted.replaced, low_rank=adapted.low_rank,
+                             curve=adapted.curve, **common)
 
     if encoder is None:
         network = None
     messages = list(adapted.messages)
-    if encoder is None and not adapted.replaced and not adapted.low_rank:
+    if encoder is None and not adapted.replaced and not adapted.low_rank and adapted.curve == parent.curve:
         return AdaptResult(None, report, [*messages, "The best that was found is the model as it is, so there is "
                                                      "nothing to keep."])
     if not (adapted.better or keep_if_worse):
@@ -149,7 +150,8 @@ def plan_adapt(library: Library, *, shape: tuple, ijk_to_ras: Any, dtype: str, m
     card = find_card(model) if encoder is None else _card_from_encoder(library, encoder)
     kind = choose_device(device).kind
     volume = Volume(np.broadcast_to(np.zeros((), dtype), shape), ijk_to_ras)
-    plans = {name: _plan(library, volume, card, kind, name) for name in SPEEDS if speed in (name, "auto")}
+    known = structures is None or any(label.id in structures for label in card.labels)
+    plans = {name: _plan(library, volume, card, kind, name, known=known) for name in SPEEDS if speed in (name, "auto")}
     return {**plans, "auto": default_speed(kind)}
 
 

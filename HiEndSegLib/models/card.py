@@ -29,7 +29,8 @@ class ModelCard:
     """What a model is, wants and names.
 
     spacing: mm along R, A, S. tile: voxels at that spacing. overlap: fraction of a tile shared with its neighbour.
-    windows: one (lo, hi) pair per network input channel, in HU for CT. labels: value = network class, 1…K.
+    windows: one (lo, hi) pair per network input channel, in HU for CT. curve: points (value, value shown to the
+    network), none for most models, see `geometry.curve`. labels: value = network class, 1…K.
     weights: {"file", "sha256", "bytes", "dtype"}. folder: where it was read from, None for a card made in memory.
     adaptation: for a version, whose weights are changes to a whole model ("base"): where it comes from and how it was
     measured, see `versions`; None for a whole model.
@@ -50,6 +51,7 @@ class ModelCard:
     weights: dict
     description: str = ""
     intensity_unit: str = "HU"
+    curve: list[list[float]] = field(default_factory=list)
     training: dict = field(default_factory=dict)
     scores: list[dict] = field(default_factory=list)
     default: bool = False
@@ -122,6 +124,7 @@ def card_from_dict(data: Any, folder: Path | None = None, where: str | None = No
         spacing=tuple(float(v) for v in data["spacing"]), tile=tuple(int(v) for v in data["tile"]),
         overlap=float(data["overlap"]), intensity_unit=data["intensity"]["unit"],
         windows=[[float(low), float(high)] for low, high in data["intensity"]["windows"]],
+        curve=[[float(x), float(y)] for x, y in data["intensity"].get("curve", [])],
         labels=[Label.from_dict(entry) for entry in sorted(data["labels"], key=lambda entry: entry["value"])],
         licence=data["licence"], provenance=data["provenance"], training=data.get("training", {}),
         scores=data.get("scores", []), weights=dict(data["weights"]), default=data.get("default", False),
@@ -140,6 +143,8 @@ def card_to_dict(card: ModelCard) -> dict:
         "licence": card.licence, "provenance": card.provenance, "training": card.training, "scores": card.scores,
         "weights": dict(card.weights),
     }
+    if card.curve:
+        data["intensity"]["curve"] = [list(point) for point in card.curve]
     if card.default:
         data["default"] = True
     if card.is_version:
@@ -232,6 +237,9 @@ def _check(data: Any, where: str) -> None:
         if not low < high:
             raise ModelError(f"{where}: field intensity.windows[{number}] must go from a lower to a higher value, "
                              f"and it is [{low}, {high}].")
+    points = data["intensity"].get("curve", [])
+    if any(not a[0] < b[0] for a, b in zip(points, points[1:])):
+        raise ModelError(f"{where}: field intensity.curve must have points with rising first values.")
     for field_name, value in _loop_counts(data["network"], "network"):
         if value > 128:
             raise ModelError(f"{where}: field {field_name} is {value}; a network deeper than 128 is not accepted.")

@@ -129,6 +129,13 @@ CARD_SCHEMA = {
                         "items": {"type": "number", "minimum": -100000, "maximum": 100000},
                     },
                 },
+                "curve": {  # grey value -> what the network is shown, see geometry.curve
+                    "type": "array", "minItems": 2, "maxItems": 64,
+                    "items": {
+                        "type": "array", "minItems": 2, "maxItems": 2,
+                        "items": {"type": "number", "minimum": -100000, "maximum": 100000},
+                    },
+                },
             },
         },
         "labels": {  # label maps are uint8 and 255 means "not annotated" in training data

@@ -156,7 +156,7 @@ def read_state(card: ModelCard, registry: Registry | None = None, base: ModelCar
 
     Raises ModelError: damaged, not finite, or changes that do not fit the base.
     """
-    tensors = read_safetensors(card.weights_path)
+    tensors = read_safetensors(card.weights_path, none=card.is_version)     # a version may be grey values alone
     _check_finite(card, tensors)
     if not card.is_version:
         return tensors

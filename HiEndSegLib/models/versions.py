@@ -57,13 +57,13 @@ def write_version(parent: ModelCard, *, name: str, network: Mapping[str, Any], l
                   replaced: Mapping[str, Tensor], low_rank: Mapping[str, tuple[Tensor, Tensor]],
                   report: Mapping[str, Any], case: Mapping[str, Any], parameters: Mapping[str, Any],
                   user_folder: str | os.PathLike | None = None, teaching: Sequence[TeachingCase] = (),
-                  date: str | None = None, registry: Registry | None = None,
-                  build: Callable | None = None) -> ModelCard:
+                  curve: Sequence[Sequence[float]] | None = None, date: str | None = None,
+                  registry: Registry | None = None, build: Callable | None = None) -> ModelCard:
     """Keep what an adaptation of `parent` changed as a new version in the user's model folder; returns its card.
 
     network, labels: of the new card. replaced, low_rank: relative to the parent's (merged) weights, see `Delta`.
     case: {"fingerprint", "shape", "spacing"}. teaching: all cases to keep beside it (patients' images: opt-in), oldest
-    first; the oldest give way where a set cannot hold them all.
+    first; the oldest give way where a set cannot hold them all. curve: of grey values (None: the parent's).
     date: ISO 8601 (None: now). registry: instead of the usual folders and `user_folder`. build: as in `load_model`.
 
     The version is loaded once before it counts. Raises ModelError (name, parent or base gone or changed, changes that
@@ -83,7 +83,7 @@ def write_version(parent: ModelCard, *, name: str, network: Mapping[str, Any], l
     shapes = {key: tuple(tensor.shape) for key, tensor in base_state.items()}
     earlier, parent_shapes = Delta(), shapes
     if parent.is_version:
-        stored = read_safetensors(parent.weights_path)
+        stored = read_safetensors(parent.weights_path, none=True)
         earlier = from_tensors(stored, shapes, f"The weights of version {parent.key}")
         parent_shapes = merged_shapes({key: tuple(tensor.shape) for key, tensor in stored.items()}, shapes, "")
     new = Delta({key: tensor.detach().cpu() for key, tensor in replaced.items()},
@@ -95,6 +95,8 @@ def write_version(parent: ModelCard, *, name: str, network: Mapping[str, Any], l
                   "case": plain(case), "parameters": plain(parameters), "report": plain(report),
                   "teaching_cases": len(teaching)}
     card = _card(parent, name, network, labels, report, registry, adaptation=adaptation, training={})
+    if curve is not None:
+        card = replace(card, curve=plain(curve))
     return _write(replace(card, **_words(card, parent)), tensors, teaching, registry, build)
 
 

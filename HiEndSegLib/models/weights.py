@@ -61,8 +61,8 @@ def read_checkpoint(path: str | Path, *, size_limit: int = SIZE_LIMIT, mmap: boo
     return content
 
 
-def read_safetensors(path: str | Path, *, size_limit: int = SIZE_LIMIT) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
+def read_safetensors(path: str | Path, *, size_limit: int = SIZE_LIMIT, none: bool = False) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU. none: whether a file without a tensor will do.
 
     Raises:
         ModelError: missing, empty, truncated or oversized file, or not safetensors at all.
@@ -85,7 +85,7 @@ def read_safetensors(path: str | Path, *, size_limit: int = SIZE_LIMIT) -> dict[
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path.name} is damaged or cut off ({_first_line(error)}); "
                          "download or copy it again.") from error
-    if not tensors:
+    if not tensors and not none:
         raise ModelError(f"{path.name} holds no tensor; choose the weights file of the model.")
     return tensors
 

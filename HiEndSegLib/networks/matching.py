@@ -23,7 +23,8 @@ class Targets:
     """What one sample's annotation says, over V voxels.
 
     classes: (T,) classes with at least one certain voxel. positive, known: (T, V) float 0/1, certainly yes; certainly
-    yes or no. open_classes: (K,) bool, classes that may be present without a certain voxel, or beyond their certain ones.
+    yes or no. open_classes: (K,) bool, classes that may be present without a certain voxel, or beyond their certain
+    ones.
     """
 
     classes: Tensor

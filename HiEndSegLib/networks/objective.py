@@ -121,6 +121,28 @@ def teaching_mask_loss(class_logits: Tensor, logits: Tensor, drawn: Tensor, aske
     return torch.stack(terms).sum() if terms else logits.new_zeros(())
 
 
+def asked_loss(scores: Tensor, drawn: Tensor, asked: Sequence[int], *, open_value: int = 255) -> Tensor:
+    """Only what is asked for: cross-entropy of the classes `asked` and "none of them", and 1 - soft Dice of each.
+
+    scores: (K, V), sum 1. drawn: (V,) class of an asked structure, 0 where there is none, `open_value` where anything
+    may be.
+    """
+    known = drawn != open_value
+    mine = scores[list(asked)]
+    mine = torch.cat([mine, (1 - mine.sum(0, keepdim=True)).clamp_min(0)])
+    target = torch.full_like(drawn, len(asked), dtype=torch.long)
+    for row, number in enumerate(asked):
+        target[drawn == number] = row
+    loss = -(mine.clamp_min(1e-4).log().gather(0, target[None])[0] * known).sum() / known.sum().clamp_min(1)
+    dices = []
+    for row in range(len(asked)):
+        positive = ((target == row) & known).float()
+        if positive.sum() >= 8:
+            found = mine[row] * known
+            dices.append(1 - (2 * (found * positive).sum() + 1) / (found.sum() + positive.sum() + 1))
+    return loss + torch.stack(dices).mean() if dices else loss
+
+
 def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence[int], silent: Sequence[int] = (), *,
                   open_value: int = 255, hold: float = 1.0) -> Tensor:
     """Teach what is drawn, and hold everything else to what the parent says of the same crop.

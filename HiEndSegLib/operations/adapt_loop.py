@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..networks.objective import maskmed_loss, sampled_scores, sublattice, teach
 from ..networks.stages import Stages
 from ..tasks import CancelToken, Progress, Record
 from .adapt_case import OPEN, Case, runs, winners
-from .adapt_crops import CropSampler
+from .adapt_crops import CropSampler, crop_size
 from .adapt_recipe import RECIPES, Recipe, recipe_for, with_steps  # noqa: F401 - what callers of the loop ask for
 from .scores import ScoreGrid
 from .tiling import cut_tile, gaussian_weights, overlap_slices, tile_starts
@@ -98,6 +98,7 @@ class Training:
         for module in network.modules():
             if checkpointing and hasattr(module, "checkpointing"):
                 module.checkpointing = True
+        self.start = [parameter.detach().clone() for _, parameter in self.trained]
         self.average = [parameter.detach().clone() for _, parameter in self.trained]
         self.updates = 0
         self.held = self._held_tiles()
@@ -258,15 +259,26 @@ class Training:
             mine.lerp_(theirs, 1 - decay)
 
     def _state(self) -> list[Tensor]:
-        return [tensor.clone() for tensor in self.average]
+        """What would be kept now: between the weights at the start and their average (`Recipe.blend`)."""
+        blend = 1.0 if self.new or self.fresh else self.recipe.blend
+        # Of the two factors of an adapter one carries the blend; the other alone changes nothing.
+        return [mine.clone() if name.endswith("weight.0.a") else start.lerp(mine, blend)
+                for mine, start, (name, _) in zip(self.average, self.start, self.trained)]
+
+    @contextmanager
+    def _in_use(self, state: list[Tensor]) -> Iterator[None]:
+        """These weights instead of those that learn."""
+        keep = [parameter.detach().clone() for _, parameter in self.trained]
+        try:
+            self._put(state)
+            yield
+        finally:
+            self._put(keep)
 
     @torch.no_grad()
-    def _swap(self) -> None:
-        """Exchange the weights in use and their average."""
-        for mine, (_, theirs) in zip(self.average, self.trained):
-            keep = theirs.detach().clone()
-            theirs.copy_(mine)
-            mine.copy_(keep)
+    def _put(self, state: list[Tensor]) -> None:
+        for value, (_, parameter) in zip(state, self.trained):
+            parameter.copy_(value)
 
     # -------------------------------------------------------------------------------------------- scores
 
@@ -282,20 +294,19 @@ class Training:
                         slice(s.start + a, s.stop + a) for s, a in zip(shared[1], low))].any():
                     continue
                 self.cancel.check()
-                x = torch.from_numpy(cut_tile(lattice.image, start, tile, self.card.windows)[None])
+                x = torch.from_numpy(cut_tile(lattice.image, start, tile, self.card.windows, self.card.curve)[None])
                 tiles.append((start, self._front(x.to(self.device)) if self.quick else [x]))
             slabs.append((low, high, tiles))
         return slabs
 
     @torch.no_grad()
     def score(self, step: int) -> Score:
-        """Dice and agreement of the averaged weights on the held-out slabs."""
+        """Dice and agreement on the held-out slabs of what would be kept now."""
         case, counts = self.case, np.zeros((3, self.classes))
         agree = np.zeros((3, self.classes))
         weights = torch.from_numpy(gaussian_weights(self.card.tile)).to(self.device)
-        self._swap()
         self.network.eval()
-        try:
+        with self._in_use(self._state()):
             for low, high, tiles in self.held:
                 grid = ScoreGrid(self.classes, low, high, device=self.device)
                 for start, given in tiles:
@@ -312,9 +323,7 @@ class Training:
                 protected = known & ~np.isin(drawn, self.taught) & ~np.isin(parent, self.taught)
                 counts += _overlaps(found, drawn, known, self.classes)
                 agree += _overlaps(found, parent, protected, self.classes)
-        finally:
-            self.network.train()
-            self._swap()
+        self.network.train()
         taught = {number: _dice(counts[:, number], counts[1, number]) for number in self.taught}
         measured = [value for value in taught.values() if value is not None]
         others = [_dice(agree[:, n], agree[1, n]) for n in range(1, self.classes) if n not in self.taught]
@@ -334,8 +343,7 @@ class Training:
 
     @torch.no_grad()
     def _finish(self, best_step: int, steps: int, stopped: str, state: list[Tensor], scores: list[Score]) -> Outcome:
-        for value, (_, parameter) in zip(state, self.trained):
-            parameter.copy_(value)
+        self._put(state)
         factors = {name: (a.cpu(), b.cpu()) for name, (a, b) in low_rank.factors(self.network).items()}
         replaced = {name: parameter.detach().cpu().clone() for name, parameter in self.trained
                     if ".parametrizations." not in name}
@@ -347,14 +355,6 @@ class Training:
         if best_step == 0:
             factors = {}
         return Outcome(best_step, steps, stopped, replaced, factors, scores)
-
-
-def crop_size(card: ModelCard, stages: Stages, wanted: int) -> tuple[int, int, int]:
-    """Edges of training crops: the card's tile, or less where the network takes any multiple of its step."""
-    if stages.size_step is None:
-        return card.tile
-    step = stages.size_step
-    return tuple(max(step, min(wanted, edge) // step * step) for edge in card.tile)
 
 
 def _overlaps(found: np.ndarray, true: np.ndarray, where: np.ndarray, classes: int) -> np.ndarray:

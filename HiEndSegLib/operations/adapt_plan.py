@@ -2,7 +2,8 @@
 
 Memory counted: the parent's answer for the case, the weights with their copies, gradients and moments, one crop on its
 way forward and back, and in quick mode what the frozen part and the parent gave for all crops that are kept.
-Time counted: that answer before and after, the kept crops, the steps, and the looks at the held-out slabs.
+Time counted: that answer before and after, the curve of grey values, the kept crops, the steps, and the
+looks at the held-out slabs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ SPEEDS = ("quick", "full")
 #: As in `adapt_loop.RECIPES`: steps, edge of a crop in voxels, crops that are kept, steps between two scores.
 STEPS = {"quick": 400, "full": 300}
 CROP, CROPS, EVERY = 72, 160, 50
+#: Steps of the curve of grey values that is fitted first (`adapt_calibrate`); as costly as full ones. New structures
+#: alone do without.
+CURVE_STEPS = 160
 #: The same where a model starts from an encoder: steps, and steps between two scores.
 FRESH_STEPS, FRESH_EVERY = 1200, 100
 #: Fewer kept crops than this teach too little.
@@ -100,7 +104,7 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
     speed: "quick" or "full". options: "host_bytes" free main memory when the device is another one, "steps" instead
     of the recipe's, "parameters" of the network (default: by the size of the weights; say it for a version, whose
     weights are changes only), "tile_seconds" that a tile took in a segmentation here, "threads", "teaching" earlier
-    cases.
+    cases, "known" whether the model knows any of what is taught (default True).
     """
     options = dict(options or {})
     on_cpu = device_kind == "cpu"
@@ -183,6 +187,8 @@ def _seconds(speed: str, steps: int, crops: int, cases: int, tiles: float, held:
         forward = VOXEL_SECONDS.get(base, 1e-7) * (tile + more) / threads ** 0.8
     scores = math.ceil(steps / (FRESH_EVERY if fresh else EVERY)) + 1
     learned = steps * STEP["full" if fresh else speed] * crop / tile
+    if not fresh and options.get("known", True):
+        learned += min(CURVE_STEPS, steps) * STEP["full"] * crop / tile + tiles
     drawn = crops if speed == "quick" else steps
     return (forward * (tiles * (cases + 1) + scores * held * SCORE[speed] + learned + crops * KEEP * crop / tile)
             + DRAW * drawn * crop / 1e6)

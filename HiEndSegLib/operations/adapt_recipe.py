@@ -16,7 +16,8 @@ class Recipe:
     kept. every: steps between scores. patience: scores without a gain after which it stops. protect: how much a lost
     point of agreement of the protected structures weighs against a point of Dice of the taught. hold: weight of
     the overlap with the parent's scores in the loss. masks: weight of the queries' own masks. spread, bend, scale:
-    of the augmentation, see `augment`.
+    of the augmentation, see `augment`. curve_steps: of the curve that is fitted first, 0 for none. blend: how far from
+    the parent towards what was learned the result lies, where nothing new is taught (arXiv 2109.01903).
     """
 
     steps: int = 400
@@ -37,6 +38,8 @@ class Recipe:
     spread: float = 0.0
     bend: float = 0.5
     scale: float = 0.10
+    curve_steps: int = 160
+    blend: float = 0.4
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -56,4 +59,5 @@ def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
     """The recipe with another number of steps; scored at least four times all the same."""
     if steps is None:
         return recipe
-    return replace(recipe, steps=steps, every=max(1, min(recipe.every, steps // 4 or 1)))
+    return replace(recipe, steps=steps, curve_steps=min(recipe.curve_steps, steps),
+                   every=max(1, min(recipe.every, steps // 4 or 1)))

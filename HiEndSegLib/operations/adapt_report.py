@@ -18,9 +18,10 @@ LOSS, AGREEMENT = 0.01, 0.95
 
 
 def make_report(card: ModelCard, drawn: np.ndarray, case: Case, before: np.ndarray, after: np.ndarray,
-                taught: Sequence[int], old_classes: int) -> dict:
+                taught: Sequence[int], old_classes: int, reference: np.ndarray | None = None) -> dict:
     """The scores of a report. card: the new one. drawn: every structure the person drew, as classes, 255 = open.
-    before, after: the parent's and the new model's answers on the model's lattice.
+    before, after: the parent's and the new model's answers on the model's lattice. reference: the parent's answer that
+    was to be kept where nothing is taught, if it is not `before`.
     """
     spacing = card.spacing
     annotated = case.drawn != OPEN
@@ -42,7 +43,8 @@ def make_report(card: ModelCard, drawn: np.ndarray, case: Case, before: np.ndarr
                 row["surface_before_mm"] = _round(
                     surface_distance((before == number) & annotated, true, spacing, held), 2)
         rows.append(row)
-    protected = _protected(card, drawn, case, before, after, taught, old_classes)
+    protected = _protected(card, drawn, case, before, before if reference is None else reference, after, taught,
+                           old_classes)
     worse = [row["id"] for row in protected if _is_worse(row)]
     measured = [row for row in rows if row["dice_after"] is not None]
     result = {"taught": rows, "protected": protected, "worse": worse}
@@ -55,7 +57,8 @@ def make_report(card: ModelCard, drawn: np.ndarray, case: Case, before: np.ndarr
     better = now - old >= GAIN
     count = f" (mean of {len(measured)} structures)" if len(measured) > 1 else f" ({measured[0]['name']})"
     if better:
-        sentence = f"On slices kept out of training Dice rose from {old:.2f} to {now:.2f}{count}."
+        sentence = f"On slices kept out of training Dice rose from {old:.2f} to {now:.2f}{count}. They show the " \
+                   "same person; what the next person gains, only that person's scan can tell."
     else:
         sentence = (f"Nothing got better on the slices kept out of training: Dice was {old:.3f} before and is "
                     f"{now:.3f} after{count}.")
@@ -65,24 +68,24 @@ def make_report(card: ModelCard, drawn: np.ndarray, case: Case, before: np.ndarr
     return {**result, "better": better, "sentence": sentence}
 
 
-def _protected(card, drawn, case, before, after, taught, old_classes) -> list[dict]:
+def _protected(card, drawn, case, before, kept, after, taught, old_classes) -> list[dict]:
     """Rows of the structures that were not taught, where the parent or the person sees them at all."""
     numbers = np.array(list(taught), dtype=np.uint8)
     # Where something was taught, or the parent named what the person says is not there, change is the aim.
-    calm = ~np.isin(case.drawn, numbers) & (case.drawn != OPEN) & ~np.isin(before, numbers)
+    calm = ~np.isin(case.drawn, numbers) & (case.drawn != OPEN) & ~np.isin(kept, numbers)
     known = drawn != OPEN
     rows = []
     for number in range(1, old_classes):
         if number in taught:
             continue
-        was, now, true = before == number, after == number, drawn == number
+        was, now, true = kept == number, after == number, drawn == number
         by_hand = bool(true.any())
         if not was.any() and not by_hand:
             continue
         label = card.label(number)
         rows.append({"id": label.id, "name": label.name, "agreement": _round(dice(now, was, calm)),
                      "voxels": int(np.count_nonzero(was & calm)),
-                     "dice_before": _round(dice(was, true, known)) if by_hand else None,
+                     "dice_before": _round(dice(before == number, true, known)) if by_hand else None,
                      "dice_after": _round(dice(now, true, known)) if by_hand else None})
     return rows
 

@@ -82,7 +82,7 @@ class Window:
     def __init__(self, session: AttendSession, start: Index):
         self.session, self.start = session, start
         card = session.model.card
-        tile = cut_tile(session.prepared.image.array, start, card.tile, card.windows)
+        tile = cut_tile(session.prepared.image.array, start, card.tile, card.windows, card.curve)
         self.voxels = torch.from_numpy(tile)[None]
         self.ijk_to_ras = shifted(session.prepared.image.ijk_to_ras, start)
         self._states: TokenStates | None = None

@@ -122,8 +122,7 @@ class TileJob:
 
     def _scores(self, batch: Sequence[Index], step: Step) -> Tensor:
         """(B, K, I, J, K') float32 scores of tiles, on the step's device."""
-        tiles = np.stack([cut_tile(self.image, start, self.card.tile, self.card.windows) for start in batch])
-        x = torch.from_numpy(tiles).to(place(step.device))
+        x = torch.from_numpy(np.stack([self._tile(start) for start in batch])).to(place(step.device))
         half = self._half(step, x)
         self.used_half |= half is not None
         with torch.autocast(x.device.type, dtype=half) if half is not None else nullcontext():
@@ -147,7 +146,10 @@ class TileJob:
     def _typical(self) -> Tensor:
         """A tile from the middle of the order, (1, C, I, J, K): the first ones often hold air."""
         start = self.starts[len(self.starts) // 2]
-        return torch.from_numpy(cut_tile(self.image, start, self.card.tile, self.card.windows)[None])
+        return torch.from_numpy(self._tile(start)[None])
+
+    def _tile(self, start: Index) -> np.ndarray:
+        return cut_tile(self.image, start, self.card.tile, self.card.windows, self.card.curve)
 
     def _check(self, scores: Tensor, x: Tensor) -> None:
         wanted = (x.shape[0], len(self.card.labels) + 1, *x.shape[2:])

@@ -179,8 +179,8 @@ class SegmentJob:
             self.say(f"There is no body in this volume{' inside the region' if self.roi else ''}: nothing in it is "
                      f"heavier than air ({AIR_HU:g} HU), so the result is empty.")
         elif any(2 * n < t for n, t in zip(image.shape, self.card.tile)):
-            self.say(f"The volume is small ({' x '.join(map(str, image.shape))} voxels at the model's spacing, a tile has "
-                     f"{' x '.join(map(str, self.card.tile))}); it was surrounded with air, and the result may be "
+            self.say(f"The volume is small ({' x '.join(map(str, image.shape))} voxels at the model's spacing, a tile "
+                     f"has {' x '.join(map(str, self.card.tile))}); it was surrounded with air, and the result may be "
                      "poorer for it.")
 
     def _place(self, body: np.ndarray):

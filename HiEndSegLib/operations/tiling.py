@@ -11,6 +11,8 @@ from typing import Sequence
 
 import numpy as np
 
+from ..geometry.curve import Curve, apply_curve
+
 Index = tuple[int, int, int]
 
 
@@ -60,14 +62,17 @@ def gaussian_weights(tile: Sequence[int], sigma: float = 0.125, floor: float = 1
 
 
 def cut_tile(volume: np.ndarray, start: Sequence[int], tile: Sequence[int],
-             windows: Sequence[Sequence[float]]) -> np.ndarray:
-    """(C, *tile) float32 in [0, 1]: channel c is clip(HU, windows[c]) scaled; outside the volume is air, that is 0."""
+             windows: Sequence[Sequence[float]], curve: Curve = ()) -> np.ndarray:
+    """(C, *tile) float32 in [0, 1]: channel c is clip(HU, windows[c]) scaled; outside the volume is air, that is 0.
+
+    curve: of the model's grey values, see `geometry.curve`.
+    """
     result = np.zeros((len(windows), *tile), dtype=np.float32)
     shared = overlap_slices(start, tile, (0, 0, 0), volume.shape)
     if shared is None:
         return result
     inside, source = shared
-    hu = volume[source]
+    hu = apply_curve(volume[source], curve)
     for channel, (low, high) in zip(result, windows):
         target = channel[inside]
         np.clip(hu, low, high, out=target)

@@ -87,7 +87,10 @@ class AdaptEnd:
 
 
 def score_rows(report: dict) -> tuple[ScoreRow, ...]:
-    """The table of a report: taught structures, protected ones that got worse, the others. Entries that are not as `operations.adapt` writes them are passed over."""
+    """The table of a report: taught structures, protected ones that got worse, the others.
+
+    Entries that are not as `operations.adapt` writes them are passed over.
+    """
     worse = set(_list(report.get("worse")))
     rows, protected = [], []
     for entry in _list(report.get("taught")):
