@@ -30,11 +30,14 @@ from .adapt_case import HELD_VOXELS, OPEN, Case
 from .adapt_crops import CropSampler, crop_size, in_windows
 from .adapt_recipe import Recipe
 from .adapt_scores import dice
+from .augment import sample_codes
 
 #: Points of a curve. Between even shares of the body's voxels (0) and evenly spaced (1).
 POINTS, SPACED = 17, 0.3
 #: A step of a point at first, and what bends cost, both with the first window's width as unit.
-RATE, STIFF = 0.025, 18.0
+RATE, STIFF = 0.025, 10.0
+#: Weight of the parent's answer for what is not taught.
+KEEP = 0.05
 #: Voxels of an image that are enough to know its grey values.
 LOOK = 500_000
 #: Known structures that are found this well on average need no other grey values; a curve must gain this much to stay.
@@ -62,7 +65,7 @@ def fit_curve(network: nn.Module, card: ModelCard, cases: Sequence[Case], asked:
         progress(step / steps, f"Matching grey values, {step + 1} of {steps}")
         for group in optimizer.param_groups:
             group["lr"] = RATE * width * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        image, drawn, case, _ = sampler.place()
+        image, drawn, case, grid = sampler.place()
         offset = sampler.offset()
         cancel.check()
         x = in_windows(_curved(image.to(device), points, change), card.windows)[None]
@@ -72,6 +75,9 @@ def fit_curve(network: nn.Module, card: ModelCard, cases: Sequence[Case], asked:
         scores = sampled_scores(out, offset)[0][0].float()
         loss = asked_loss(scores, sublattice(drawn, offset).flatten().to(device),
                           [number for number in asked if number in case.asked])
+        if case is cases[0]:
+            parent = sublattice(sample_codes(case.answer, grid).to(torch.uint8), offset).flatten().to(device)
+            loss = loss + KEEP * _kept(scores, parent, case.asked)
         del out
         bends = torch.diff(change - before, 2) / width
         optimizer.zero_grad()
@@ -86,6 +92,16 @@ def fit_curve(network: nn.Module, card: ModelCard, cases: Sequence[Case], asked:
     if 2 * step < steps:
         average = change.detach()
     return [[round(float(x), 2), round(float(x + y), 2)] for x, y in zip(points.cpu(), average.cpu())]
+
+
+def _kept(scores: Tensor, parent: Tensor, asked: Sequence[int]) -> Tensor:
+    """Cross-entropy against the parent's answer (V,) where it names a structure that is not taught: right or wrong, it
+    is all that is known of those, and it keeps the curve from leaving grey values to themselves that only they have."""
+    theirs = (parent > 0) & (parent < len(scores))
+    for number in asked:
+        theirs &= parent != number
+    log = scores.clamp_min(1e-4).log().gather(0, (parent * theirs)[None].long())[0]
+    return -(log * theirs).sum() / theirs.sum().clamp_min(1)
 
 
 def mean_dice(case: Case, answer: np.ndarray, numbers: Sequence[int]) -> float | None:

@@ -24,7 +24,7 @@ STEPS = {"quick": 400, "full": 300}
 CROP, CROPS, EVERY = 72, 160, 50
 #: Steps of the curve of grey values that is fitted first (`adapt_calibrate`); as costly as full ones. New structures
 #: alone do without.
-CURVE_STEPS = 160
+CURVE_STEPS = 200
 #: The same where a model starts from an encoder: steps, and steps between two scores.
 FRESH_STEPS, FRESH_EVERY = 1200, 100
 #: Fewer kept crops than this teach too little.

@@ -38,7 +38,7 @@ class Recipe:
     spread: float = 0.0
     bend: float = 0.5
     scale: float = 0.10
-    curve_steps: int = 160
+    curve_steps: int = 200
     blend: float = 0.4
 
     def to_dict(self) -> dict:
