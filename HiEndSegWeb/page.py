@@ -107,7 +107,8 @@ class Page:
                 v3.VToolbarTitle(TITLE)
                 html.Span(DISCLAIMER, classes="text-caption mr-4")
                 v3.VSelect(v_model=("layout",), items=("layouts",), density="compact", hide_details=True,
-                           variant="outlined", style="max-width: 150px", classes="mr-2", label="Views", id="s-layout")
+                           variant="outlined", style="max-width: 150px", classes="mr-2", id="s-layout",
+                           raw_attrs=['aria-label="Views"'])
                 v3.VBtn(icon="mdi-theme-light-dark", click="theme = theme === 'dark' ? 'light' : 'dark'",
                         id="b-theme", title="Light or dark", raw_attrs=['aria-label="Light or dark"'])
                 v3.VBtn(icon="mdi-help-circle-outline", click="help_shown = true", id="b-help",

@@ -45,7 +45,7 @@ class AttentionPanel(Panel):
         with html.Div(v_if=("att_layers.length",)):
             html.Div("{{ att_layer_text }}", classes="hes-sentence mt-1", id="att-layer-text")
             v3.VSlider(model_value=("att_layer",), min=0, max=("att_layers.length - 1",), step=1, show_ticks="always",
-                       tick_size=4, hide_details=True, density="compact", id="att-layer",
+                       classes="mb-3", tick_size=4, hide_details=True, density="compact", id="att-layer",
                        ticks=("Object.fromEntries(att_layers.filter(l => l.tap).map(l => [l.layer, '' + l.layer]))",),
                        update_modelValue=(presenter.set_layer, "[$event]"), raw_attrs=['aria-label="Block"'])
         self._select("Head", "heads", "head", presenter.set_head)

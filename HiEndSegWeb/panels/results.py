@@ -34,8 +34,8 @@ class ResultPanel(Panel):
 
     def build(self) -> None:
         with html.Div(classes="d-flex flex-wrap mb-2"):
-            v3.VBtn("Show 3D", click=(self.on_3d, "[]"), size="small", classes="mr-1", id="res-3d",
-                    color=("seg_show_3d ? 'primary' : undefined",))
+            v3.VBtn("{{ seg_show_3d ? 'Hide 3D' : 'Show 3D' }}", click=(self.on_3d, "[]"), size="small", classes="mr-1",
+                    id="res-3d", color=("seg_show_3d ? 'primary' : undefined",))
             v3.VBtn("Undo", click=(self.on_step, "['undo']"), size="small", classes="mr-1", id="res-undo",
                     v_if=("seg_undo_available",), title="Bring back what the last run replaced")
             v3.VBtn("Redo", click=(self.on_step, "['redo']"), size="small", v_if=("seg_redo_available",), id="res-redo")
