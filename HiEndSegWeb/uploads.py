@@ -234,7 +234,8 @@ def add_routes(app: Any, session: Any) -> None:
             ending = ending_of(name)
             session.may_open()
             folder = Path(tempfile.mkdtemp(prefix="upload-", dir=session.folder))
-            path = await receive(request, folder / f"image{ending}")
+            # Under no name of the sender's; what cannot be opened is said in sentences that begin with this one.
+            path = await receive(request, folder / f"The image{ending}")
             await session.open_in_background(await asyncio.to_thread(_prepare, path, ending), display_name(name))
             return web.json_response({"name": display_name(name)})
         except HiEndSegError as error:
@@ -268,7 +269,7 @@ def _prepare(path: Path, ending: str) -> Path:
     check(path, ending)
     if ending != ".zip":
         return path
-    folder = unpack(path, path.parent / "dicom")
+    folder = unpack(path, path.parent / "The zip")
     path.unlink()
     check_dicom(folder)
     return folder

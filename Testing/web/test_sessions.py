@@ -74,6 +74,30 @@ def test_garbage_is_refused_in_a_sentence(tab, tmp_path, name, content):
     assert after["volumes"] == before["volumes"] and after["nodes"] == before["nodes"] and after["folder"] == []
 
 
+def test_a_zip_without_dicom_is_refused_by_the_name_it_has_here(tab, tmp_path):
+    before = tab.facts()
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        for name in ("../../evil.py", "/etc/evil", "C:\\evil.bat"):
+            archive.writestr(name, "print('here')")
+    tab.page.evaluate("window.trame.state.set('upload_error', '')")
+    send(tab, tmp_path / "scan.zip")
+    tab.seen("upload-error").wait_for()
+    assert tab.text("upload-error").startswith("The zip holds no DICOM images")
+    after = tab.facts()
+    assert after["volumes"] == before["volumes"] and after["folder"] == []
+
+
+def test_an_image_with_holes_is_opened_and_says_so(second, tmp_path):
+    array = cube().array.astype(np.float32)
+    array[:3] = np.nan
+    write_volume(Volume(array, np.diag([4.0, 4.0, 4.0, 1.0]), "holes", {}), tmp_path / "holes.nii.gz")
+    send(second, tmp_path / "holes.nii.gz")
+    opened(second, "holes")
+    assert "4800 voxels that were NaN" in second.text("message")
+    second.click("volume-remove")
+    second.until(lambda: second.facts()["volumes"] == [])
+
+
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
 def test_an_image_is_opened_and_nothing_stays_on_the_disk(second, tmp_path, ending):
     volume = cube()
@@ -163,6 +187,24 @@ def test_a_page_that_is_closed_frees_its_process_and_folder(chrome, site, tab):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert tab.facts()["pid"]                               # and nobody else's
+
+
+def test_a_page_that_is_closed_while_it_computes_stops_computing(chrome, site, tmp_path):
+    from page_tools import Tab
+
+    write_volume(cube(64), tmp_path / "ball.nii.gz")
+    fifth = Tab(chrome.context, site.home)
+    send(fifth, tmp_path / "ball.nii.gz")
+    opened(fifth, "ball")
+    facts = fifth.facts()
+    session = psutil.Process(facts["pid"])
+    fifth.wait_state("s.seg_button_enabled", LATER)
+    fifth.click("seg-run")
+    fifth.wait_state("s.seg_busy", LATER)
+    worker = psutil.Process(fifth.facts()["worker"])
+    fifth.close()
+    gone, left = psutil.wait_procs([session, worker], 60)
+    assert left == []
 
 
 def test_a_page_whose_process_died_says_so_and_leads_to_a_new_one(chrome, site):
