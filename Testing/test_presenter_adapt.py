@@ -9,6 +9,7 @@ from bridge_scene import ct, ct_volume, scene, slicer                           
 
 from HiEndSegLib.bridge.plots import chart_points
 from HiEndSegLib.errors import EngineError, InputError, ModelError, OptionError
+from HiEndSegLib.presenter.report import together
 from HiEndSegLib.presenter.adapt_outcome import change_sentence, score_rows
 from HiEndSegLib.presenter.adapt_state import ADAPT_BUSY, ADAPT_PHASES
 
@@ -304,6 +305,8 @@ def test_failures_are_said_and_the_next_run_works(desk, ct, error):             
     job._fail(error)
     desk.tick()
     assert desk.state.phase == "failed" and desk.state.headline == "The model was not adapted."
+    facts = together(desk.segment.report_facts(), desk.presenter.report_facts())
+    assert desk.state.detail in facts["error"] and facts["secrets"]
     assert desk.state.detail == str(error) and desk.state.run_enabled and desk.state.log == ("a line",)
     desk.presenter.press()
     desk.tick()

@@ -10,6 +10,7 @@ import logging
 import qt
 import slicer
 from HiEndSegLib.desktop.installer import SlicerInstaller
+from HiEndSegLib.presenter.report import together
 from HiEndSegLib.presenter.setup import SetupPresenter
 from slicer.i18n import tr as _
 
@@ -119,7 +120,9 @@ class Panel:
 
     def report(self):
         """Text for a bug report: versions, devices, messages; no names, no folders."""
-        return self.setup.report(**({} if self.sections is None else self.sections.segment.report_facts()))
+        if self.sections is None:
+            return self.setup.report()
+        return self.setup.report(**together(self.sections.segment.report_facts(), self.sections.adapt.report_facts()))
 
     # ---------------------------------------------------------------------------------------------- inside
 

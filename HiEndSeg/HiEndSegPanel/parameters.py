@@ -1,4 +1,5 @@
-"""What is saved with the scene: the volume, region, result, model and structures that were chosen.
+"""What is saved with the scene: the volume, region, result, model and structures that were chosen, and what Adapt is to
+learn from, under which name.
 
 Typed access to one node. Not `slicer.parameterNodeWrapper`: of its connectors none fits a list that is filled at run
 time, and this class runs wherever MRML does, so that what is tested is what runs in Slicer.
@@ -42,7 +43,9 @@ class SceneParameters:
     volumeID = _Reference("InputVolume")
     roiID = _Reference("Region")
     outputID = _Reference("Output")
+    correctedID = _Reference("Corrected")
     model = _Text("Model")
+    versionName = _Text("VersionName")
     _only = _Text("Only")
 
     def __init__(self, node):

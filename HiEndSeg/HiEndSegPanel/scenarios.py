@@ -183,8 +183,10 @@ def parametersBelongToTheScene(test, logic):
     """What was chosen is saved with the scene, and gone with what it named."""
     volume, parameters = sampleVolume(), logic.getParameterNode()
     parameters.volumeID, parameters.model, parameters.only = volume.GetID(), "some@1", ("liver", "spleen")
+    parameters.versionName = "Mine"
     again = logic.getParameterNode()
-    test.assertEqual((again.volumeID, again.model, again.only), (volume.GetID(), "some@1", ("liver", "spleen")))
+    test.assertEqual((again.volumeID, again.model, again.only, again.versionName),
+                     (volume.GetID(), "some@1", ("liver", "spleen"), "Mine"))
     again.only = ()
     test.assertEqual(parameters.only, ())
     again.only = None

@@ -60,7 +60,7 @@ class Sections(VTKObservationMixin):
         self._later.setInterval(QUIET)
         self._later.connect("timeout()", self.onQuiet)
         self.segment.changed.connect(self.onChanged)
-        self.adapt.changed.connect(self._watchInputs)
+        self.adapt.changed.connect(self.onChanged)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
@@ -209,6 +209,10 @@ class Sections(VTKObservationMixin):
                 self.segment.set_only(parameters.only)
             if parameters.outputID != state.output_id:
                 self.segment.set_output(parameters.outputID)
+            if parameters.correctedID is not None and parameters.correctedID != self.adapt.state.segmentation_id:
+                self.adapt.set_segmentation(parameters.correctedID)
+            if parameters.versionName and parameters.versionName != self.adapt.state.name:
+                self.adapt.set_name(parameters.versionName)
         finally:
             self._linking = False
         self.onChanged()
@@ -224,6 +228,8 @@ class Sections(VTKObservationMixin):
                 self._parameters.volumeID, self._parameters.roiID = state.volume_id, state.roi_id
                 self._parameters.outputID = state.output_id
                 self._parameters.model, self._parameters.only = state.model_id or "", self._only(state)
+                self._parameters.correctedID = self.adapt.state.segmentation_id
+                self._parameters.versionName = self.adapt.state.name
         finally:
             self._linking = False
         self._watchInputs()

@@ -92,6 +92,10 @@ class AdaptPresenter(AdaptChoices, AdaptComparing, AdaptReady, AdaptResults):
         """Whether comparing, adapting or keeping goes on."""
         return self._comparing is not None or self._run is not None or self._keeping is not None
 
+    def report_facts(self) -> dict:
+        """What a bug report wants from here, as `SegmentPresenter.report_facts`; see `report.together`."""
+        return {"error": str(self._end.error or ""), "log": self._end.log}
+
     # ------------------------------------------------------------------------------------------ running
 
     def press(self) -> None:

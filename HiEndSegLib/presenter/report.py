@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 _LOG_LINES = 100
 
 
+def together(*facts: dict) -> dict:
+    """The `report_facts` of several sections as those of one: every error, every line."""
+    return {"error": " | ".join(filter(None, (entry.get("error") for entry in facts))),
+            "log": [line for entry in facts for line in entry.get("log", ())],
+            "secrets": [name for entry in facts for name in entry.get("secrets", ())]}
+
+
 def bug_report(*, host: str, packages: Sequence[PackageRow], doctor: dict | None, cards: Sequence[ModelCard],
                problems: Iterable[str] = (), error: str = "", log: Sequence[str] = (),
                secrets: Iterable[str] = ()) -> str:

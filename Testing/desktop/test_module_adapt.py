@@ -215,3 +215,16 @@ def test_reloading_while_it_runs_leaves_no_slot_and_no_node(desk, engine, correc
     assert slots == 0
     panel._makeSections()
     desk.panel.sections.setEngine(engine)
+
+
+def test_the_corrected_segmentation_is_in_the_parameter_node(desk, corrected):
+    volume, node = corrected
+    other = desk.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Drawn by somebody")
+    other.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    other.GetSegmentation().AddEmptySegment("", "Liver")
+    adapt(desk).set_segmentation(node)
+    assert desk.logic.getParameterNode().correctedID == node.GetID()
+    desk.logic.getParameterNode().correctedID = other.GetID()
+    assert adapt(desk).state.segmentation_id == other.GetID()
+    desk.scene.RemoveNode(other)
+    assert desk.logic.getParameterNode().correctedID != other.GetID()

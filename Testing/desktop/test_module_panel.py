@@ -174,17 +174,20 @@ def test_what_was_chosen_comes_back_with_the_scene(desk, volume, tmp_path):
     desk.choose(volume)
     desk.ui.roiSelector.setCurrentNode(region(desk, volume))
     desk.segment.set_only(["liver", "spleen"])
+    desk.panel.sections.adapt.set_name("Mine")
     path = str(tmp_path / "scene.mrml")
     desk.scene.SetURL(path)
     assert desk.scene.Commit(path)
     desk.scene.Clear(0)
     assert desk.state.volume_id is None and desk.logic.getParameterNode().volumeID is None
+    desk.panel.sections.adapt.set_name("")
     desk.scene.SetURL(path)
     desk.scene.Import()
     assert desk.node(desk.state.volume_id).GetName() == "Sample"
     assert desk.node(desk.state.roi_id).GetName() == "Region"
     assert [row.id for row in desk.state.structures if row.checked] == ["spleen", "liver"]
     assert desk.ui.volumeSelector.currentNodeID == desk.state.volume_id
+    assert desk.panel.sections.adapt.state.name == "Mine"
 
 
 def test_scripts_may_choose_by_the_parameter_node(desk, volume):
