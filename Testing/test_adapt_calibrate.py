@@ -7,14 +7,14 @@ import pytest
 import torch
 from adapt_phantoms import LEGEND, parent, phantom, row, run
 
+from HiEndSegLib.errors import Cancelled
 from HiEndSegLib.geometry.curve import apply_curve
 from HiEndSegLib.models.loading import Model
 from HiEndSegLib.networks.objective import asked_loss
-from HiEndSegLib.operations.adapt_calibrate import _curved
+from HiEndSegLib.operations.adapt_calibrate import _curved, _kept
 from HiEndSegLib.operations.adapt_scores import dice
 from HiEndSegLib.operations.segment import segment
 from HiEndSegLib.tasks import CancelToken
-from HiEndSegLib.errors import Cancelled
 
 STEPS = 80
 
@@ -141,3 +141,16 @@ def test_a_new_structure_is_learned_whole():
     whole, part = (run(parent(), *phantom(seed=2), ["stomach"], steps=12, recipe={"blend": blend})
                    for blend in (1.0, 0.4))
     assert all(torch.equal(tensor, part.replaced[name]) for name, tensor in whole.replaced.items())
+
+
+def test_the_parents_answer_counts_where_it_names_what_is_not_taught():
+    parent_says = torch.tensor([0] * 5 + [1] * 5 + [2] * 5)                     # background, taught, not taught
+    scores = torch.full((3, 15), 1e-3)
+    scores[2, 10:] = 1
+    assert float(_kept(scores, parent_says, [1])) < 1e-6
+    changed = scores.clone()
+    changed[0, :10] = 1
+    assert float(_kept(changed, parent_says, [1])) < 1e-6, "neither background nor what is taught is held"
+    changed[2, 10:], changed[1, 10:] = 1e-3, 1
+    assert float(_kept(changed, parent_says, [1])) > 5
+    assert float(_kept(scores, torch.zeros(15, dtype=torch.uint8), [1])) == 0

@@ -1,9 +1,10 @@
 """A model's curve of grey values: what it does to numbers, on a card, and in front of a network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from adapt_phantoms import parent, phantom
-from dataclasses import replace
 from tiny_models import card_dict
 
 from HiEndSegLib.errors import ModelError
