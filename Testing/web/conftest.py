@@ -1,12 +1,11 @@
 """Tests of the page in headless Chromium. They keep a loop of their own running, so `test_web.py` gives them a process.
 
-One server and one browser serve all of them. `HIENDSEG_PICTURES=FOLDER` also leaves the pictures of the README there.
+One server and one browser serve all of them. The pictures of the README are made by pictures.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -36,26 +35,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def pictures():
-    """Where the README's pictures go, or None."""
-    folder = os.environ.get("HIENDSEG_PICTURES")
-    return Path(folder).resolve() if folder else None
-
-
-@pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """The person's model folder."""
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="session")
-def case(tmp_path_factory, pictures):
-    """The CT: a part of the sample that is one tile for the model; all of it for pictures."""
-    from page_tools import PART, SAMPLE
-
-    if pictures is not None:
-        return SAMPLE
+def case(tmp_path_factory):
+    """The CT: a part of the sample that is one tile for the model."""
     import nibabel
+    from page_tools import PART, SAMPLE
 
     path = tmp_path_factory.mktemp("case") / "abdomen.nii.gz"
     nibabel.save(nibabel.load(SAMPLE).slicer[PART], path)

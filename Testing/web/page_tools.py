@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
@@ -32,7 +31,7 @@ def chromium_path() -> str | None:
 
 
 class Site:
-    """The server's process. address: with its token, good for one browser."""
+    """The server's process. address: with its token, good for one browser. file: what its first page opens, or None."""
 
     def __init__(self, folder, models, *arguments, file=SAMPLE):
         self.folder = folder
@@ -40,8 +39,9 @@ class Site:
                        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
                        "HIENDSEG_TEST_FOLDER": str(folder)}
         self._errors = open(folder / "errors.txt", "w+", encoding="utf-8")
+        opened = ["--file", str(file)] if file else []
         self.process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("serve_probed.py")),
-                                         "--file", str(file), *arguments], cwd=folder, env=environment, text=True,
+                                         *opened, *arguments], cwd=folder, env=environment, text=True,
                                         stdout=subprocess.PIPE, stderr=self._errors)
         self.address = self.process.stdout.readline().strip()
         assert self.address.startswith("http://127.0.0.1:"), self.errors()
@@ -188,15 +188,3 @@ class Tab:
 
     def close(self) -> None:
         self.page.close()
-
-
-def picture(tab, pictures, name):
-    """For the README: only when somebody asked for pictures. 256 colors are enough for gray and a few organs."""
-    if pictures is None:
-        return
-    from PIL import Image
-
-    tab.page.wait_for_timeout(1500)                         # until what moves has settled
-    pictures.mkdir(parents=True, exist_ok=True)
-    image = Image.open(io.BytesIO(tab.page.screenshot())).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(pictures / f"web-{name}.png", optimize=True)

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from page_tools import LATER, LONG, picture
+from page_tools import LATER, LONG
 
 #: What is corrected, and the version that is made.
 ORGAN, VERSION = "liver", "lesions-of-ours@1.0.0"
@@ -42,11 +42,10 @@ def test_the_volume_is_there_and_nothing_that_is_slow_to_load(tab, case):
     assert all(facts["shape"]) and "voxels of 3 x 3 x 2.5 mm" in tab.text("seg-volume")
 
 
-def test_segment(tab, pictures):
+def test_segment(tab):
     tab.click("seg-run")
     tab.wait_state("s.seg_phase === 'running' && s.seg_fraction > 0", LATER)
     assert tab.text("seg-run").lower() == "cancel"
-    picture(tab, pictures, "segment")
     tab.wait_state("s.seg_phase === 'done'", LONG)
     voxels = {id_: entry["voxels"] for id_, entry in tab.segments().items()}
     assert voxels[ORGAN] > 50_000 and voxels["aorta"] > 2_000 and len(voxels) == 19
@@ -64,7 +63,7 @@ def test_the_table_says_what_the_arrays_hold(tab):
     assert shown["Aorta"] == pytest.approx(voxels["aorta"]["voxels"] * 3 * 3 * 2.5 / 1000, abs=0.01)
 
 
-def test_paint_with_the_mouse_and_undo(tab, pictures):
+def test_paint_with_the_mouse_and_undo(tab):
     use_tool(tab, "paint")
     before, all_before = array(tab, ORGAN), tab.segments()
     tab.drag("axial", (0.47, 0.75), (0.53, 0.75))           # behind the spine
@@ -72,7 +71,6 @@ def test_paint_with_the_mouse_and_undo(tab, pictures):
     painted = array(tab, ORGAN) & ~before
     slices = np.flatnonzero(painted.any((1, 2)))            # (K, J, I)
     assert painted.sum() > 20 and len(slices) == 1 and not (before & ~array(tab, ORGAN)).any()
-    picture(tab, pictures, "correct")
     tab.click("edit-undo")
     tab.until(lambda: tab.segments() == all_before)
     tab.wait("document.getElementById('edit-undo').disabled")
@@ -112,12 +110,11 @@ def test_cut_in_one_slice_or_through_all(tab, one_slice):
     tab.until(lambda: tab.facts()["tool"] == "none")
 
 
-def test_surfaces_on_request_follow_corrections(tab, pictures):
+def test_surfaces_on_request_follow_corrections(tab):
     tab.only("results", "edit")
     assert tab.facts()["surfaces"] == 0
     tab.click("res-3d")
     tab.until(lambda: tab.facts()["surfaces"] >= 10, 120)
-    picture(tab, pictures, "result")
     before, shown = tab.segments(), tab.facts()["surface_points"]
     use_tool(tab, "erase")
     tab.drag("axial", (0.2, 0.45), (0.26, 0.52))
@@ -213,7 +210,7 @@ def test_the_mouse_does_what_the_help_says(tab):
     tab.until(lambda: tab.facts()["window"] == [400, 40])
 
 
-def test_adapt_to_what_was_drawn(tab, kept, pictures):
+def test_adapt_to_what_was_drawn(tab, kept):
     """A correction of the liver, and a structure of one's own."""
     use_tool(tab, "scissors")
     if tab.seen("edit-one-slice").is_checked():
@@ -252,7 +249,6 @@ def test_adapt_to_what_was_drawn(tab, kept, pictures):
     if tab.wait_state("s.ada_result_key || s.ada_can_keep") is True:
         tab.click("ada-keep")                               # a few steps need not make it better
     assert tab.wait_state("s.ada_result_key", LATER) == VERSION
-    picture(tab, pictures, "adapt")
     assert tab.segments() == kept["corrected"]              # adapting changes no drawing
 
 
@@ -273,7 +269,7 @@ def test_the_version_is_among_the_models_and_goes_out_and_in(tab, kept, models):
     assert tab.wait_state(f"s.seg_models.some(r => r.id === '{VERSION}')")
 
 
-def test_attention_by_a_click_in_a_slice(tab, pictures):
+def test_attention_by_a_click_in_a_slice(tab):
     tab.only("attention")
     tab.click("att-show")
     tab.seen("att-legend").wait_for(timeout=LONG)
@@ -288,7 +284,6 @@ def test_attention_by_a_click_in_a_slice(tab, pictures):
     assert np.linalg.norm(np.subtract(moved, first)) > 20
     tab.wait_state("!s.att_working && !s.att_placing", LONG)
     tab.until(lambda: tab.text("att-headline") != words, 60)
-    picture(tab, pictures, "attention")
 
 
 def test_blocks_are_compared_and_the_model_says_how_sure_it_is(tab):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from page_tools import picture
-
 #: Contrast of all text that is shown against what is under it, disabled controls left out (WCAG 2.2, 1.4.3).
 PALE = """() => {
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -31,7 +29,7 @@ PALE = """() => {
 }"""
 
 
-def test_light_and_dark_are_readable(tab, pictures):
+def test_light_and_dark_are_readable(tab):
     def background():
         return tab.page.evaluate("getComputedStyle(document.querySelector('.v-application')).backgroundColor")
 
@@ -42,8 +40,6 @@ def test_light_and_dark_are_readable(tab, pictures):
     tab.wait("getComputedStyle(document.querySelector('.v-application')).backgroundColor !== '" + dark + "'")
     tab.page.wait_for_timeout(500)                          # colors fade over
     assert tab.page.evaluate(PALE) == []
-    tab.only("segment", "results")
-    picture(tab, pictures, "light")
     tab.click("b-theme")
     tab.wait("getComputedStyle(document.querySelector('.v-application')).backgroundColor === '" + dark + "'")
 
