@@ -86,7 +86,7 @@ def take(tab: Tab, folder: Path, names) -> None:
         tab.seen("ada-name").fill("Liver as we draw it")
         tab.click("ada-run")
         tab.wait_state("s.ada_phase === 'done'", 3 * LONG)
-        tab.seen("ada-curve").scroll_into_view_if_needed()
+        tab.seen("ada-result").scroll_into_view_if_needed()     # the table, and the curve above it
         keep(tab, folder, "adapt")
         theme(tab, "dark")
 
