@@ -84,6 +84,10 @@ ADAPTATION_SCHEMA = {
     },
 }
 
+#: Two grey values.
+_PAIR = {"type": "array", "minItems": 2, "maxItems": 2,
+         "items": {"type": "number", "minimum": -100000, "maximum": 100000}}
+
 CARD_SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "HiEndSeg model card",
@@ -124,17 +128,11 @@ CARD_SCHEMA = {
                 "unit": {"enum": ["HU", "native"]},
                 "windows": {  # one network input channel per window
                     "type": "array", "minItems": 1, "maxItems": 16,
-                    "items": {
-                        "type": "array", "minItems": 2, "maxItems": 2,
-                        "items": {"type": "number", "minimum": -100000, "maximum": 100000},
-                    },
+                    "items": _PAIR,
                 },
                 "curve": {  # grey value -> what the network is shown, see geometry.curve
                     "type": "array", "minItems": 2, "maxItems": 64,
-                    "items": {
-                        "type": "array", "minItems": 2, "maxItems": 2,
-                        "items": {"type": "number", "minimum": -100000, "maximum": 100000},
-                    },
+                    "items": _PAIR,
                 },
             },
         },

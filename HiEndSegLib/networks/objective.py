@@ -121,6 +121,11 @@ def teaching_mask_loss(class_logits: Tensor, logits: Tensor, drawn: Tensor, aske
     return torch.stack(terms).sum() if terms else logits.new_zeros(())
 
 
+def _overlap_loss(found: Tensor, positive: Tensor) -> Tensor:
+    """1 - soft Dice."""
+    return 1 - (2 * (found * positive).sum() + 1) / (found.sum() + positive.sum() + 1)
+
+
 def asked_loss(scores: Tensor, drawn: Tensor, asked: Sequence[int], *, open_value: int = 255) -> Tensor:
     """Only what is asked for: cross-entropy of the classes `asked` and "none of them", and 1 - soft Dice of each.
 
@@ -138,8 +143,7 @@ def asked_loss(scores: Tensor, drawn: Tensor, asked: Sequence[int], *, open_valu
     for row in range(len(asked)):
         positive = ((target == row) & known).float()
         if positive.sum() >= 8:
-            found = mine[row] * known
-            dices.append(1 - (2 * (found * positive).sum() + 1) / (found.sum() + positive.sum() + 1))
+            dices.append(_overlap_loss(mine[row] * known, positive))
     return loss + torch.stack(dices).mean() if dices else loss
 
 
@@ -180,8 +184,7 @@ def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence
     for number in asked:
         positive = (drawn == number).float()
         if positive.sum() >= 4:
-            found = scores[number] * known
-            dices.append(1 - (2 * (found * positive).sum() + 1) / (found.sum() + positive.sum() + 1))
+            dices.append(_overlap_loss(scores[number] * known, positive))
     if dices:
         total = total + torch.stack(dices).mean()
     if hold and elsewhere.any():

@@ -108,8 +108,7 @@ def adapt(model: Model, volume: Volume, labels: Volume, legend: Sequence[Label],
         job.match_grey_values(recipe, seed)
         outcome = job.teach(speed, recipe, seed)
         after = job.see_after()
-    report = make_report(job.new_card, job.drawn_all, job.case, job.answer, after, job.taught, job.old_classes,
-                         job.case.answer)
+    report = make_report(job.new_card, job.drawn_all, job.case, job.answer, after, job.taught, job.old_classes)
     report = {"speed": speed, "device": kind, "precision": "half" if job.half is not None else "float32", "seed": seed,
               "threads": count, "steps": outcome.steps, "best_step": outcome.best_step,
               "seconds": round(time.monotonic() - begin, 1), "stopped": outcome.stopped, **report,

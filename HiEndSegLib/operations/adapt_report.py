@@ -18,10 +18,10 @@ LOSS, AGREEMENT = 0.01, 0.95
 
 
 def make_report(card: ModelCard, drawn: np.ndarray, case: Case, before: np.ndarray, after: np.ndarray,
-                taught: Sequence[int], old_classes: int, reference: np.ndarray | None = None) -> dict:
+                taught: Sequence[int], old_classes: int) -> dict:
     """The scores of a report. card: the new one. drawn: every structure the person drew, as classes, 255 = open.
-    before, after: the parent's and the new model's answers on the model's lattice. reference: the parent's answer that
-    was to be kept where nothing is taught, if it is not `before`.
+    before, after: the parent's and the new model's answers on the model's lattice. Where nothing is taught,
+    `case.answer` was to be kept, which a curve of grey values makes another one than `before`.
     """
     spacing = card.spacing
     annotated = case.drawn != OPEN
@@ -43,8 +43,7 @@ def make_report(card: ModelCard, drawn: np.ndarray, case: Case, before: np.ndarr
                 row["surface_before_mm"] = _round(
                     surface_distance((before == number) & annotated, true, spacing, held), 2)
         rows.append(row)
-    protected = _protected(card, drawn, case, before, before if reference is None else reference, after, taught,
-                           old_classes)
+    protected = _protected(card, drawn, case, before, after, taught, old_classes)
     worse = [row["id"] for row in protected if _is_worse(row)]
     measured = [row for row in rows if row["dice_after"] is not None]
     result = {"taught": rows, "protected": protected, "worse": worse}
@@ -68,9 +67,9 @@ def make_report(card: ModelCard, drawn: np.ndarray, case: Case, before: np.ndarr
     return {**result, "better": better, "sentence": sentence}
 
 
-def _protected(card, drawn, case, before, kept, after, taught, old_classes) -> list[dict]:
+def _protected(card, drawn, case, before, after, taught, old_classes) -> list[dict]:
     """Rows of the structures that were not taught, where the parent or the person sees them at all."""
-    numbers = np.array(list(taught), dtype=np.uint8)
+    numbers, kept = np.array(list(taught), dtype=np.uint8), case.answer
     # Where something was taught, or the parent named what the person says is not there, change is the aim.
     calm = ~np.isin(case.drawn, numbers) & (case.drawn != OPEN) & ~np.isin(kept, numbers)
     known = drawn != OPEN
