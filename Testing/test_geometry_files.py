@@ -300,3 +300,15 @@ def test_find_cases(tmp_path):
     assert find_cases(tmp_path / "b folder" / "deep")[0].path.name == "c.nrrd"
     (tmp_path / "hollow").mkdir()
     assert [(c.path, c.kind) for c in find_cases([tmp_path / "hollow"])] == [(tmp_path / "hollow", "nothing")]
+
+
+def test_linked_folders_are_gone_into_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    write_volume(make("LPS"), tmp_path / "elsewhere" / "a.nrrd")
+    (tmp_path / "data" / "own").mkdir(parents=True)
+    try:
+        (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        (tmp_path / "data" / "own" / "back").symlink_to(tmp_path / "data", target_is_directory=True)
+    except OSError:
+        pytest.skip("links cannot be made here")
+    assert [case.path for case in find_cases(tmp_path / "data")] == [tmp_path / "data" / "linked" / "a.nrrd"]

@@ -104,8 +104,8 @@ def find_cases(paths) -> list[Case]:
     """Files, folders of DICOM images, and folders of either (recursive), in a stable order without repetition.
 
     A folder that directly holds DICOM files is one case (kind "dicom"), however many files it has; every image file
-    in a folder is one. Segmentations (.seg.nrrd) and hidden files are passed over in folders. A path that leads to
-    nothing becomes a case of kind "nothing", so that a batch can report it and go on.
+    in a folder is one. Segmentations (.seg.nrrd) and hidden files are passed over in folders, linked folders are gone
+    into once. A path that leads to nothing becomes a case of kind "nothing", so that a batch can report it and go on.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
@@ -119,7 +119,13 @@ def find_cases(paths) -> list[Case]:
 
 
 def _cases_below(folder: Path):
-    for current, folders, files in os.walk(folder):
+    seen = set()
+    for current, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen:                                    # a link that leads back up
+            folders[:] = []
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         current, holds_dicom = Path(current), False
         for name in sorted(files):
