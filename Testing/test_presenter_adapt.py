@@ -423,6 +423,8 @@ def test_a_run_teaches_how_long_it_takes(desk, ct):                             
     desk.segment.set_device("cpu")
     desk.tick(0.3, times=3)
     assert desk.state.speeds[0].minutes == pytest.approx(0.5), "0.3 s a step were measured, 100 steps are planned"
+    assert desk.state.plan_sentence == desk.state.speeds[0].sentence
+    assert "about 30 seconds" in desk.state.plan_sentence, "the sentence beside the list must not say another time"
     desk.settings["adapt_times"] = '{"tiny|cpu|quick": "x", "a": -1, "b": 1e400, "c": 2}'
     desk.presenter.refresh()
     assert desk.state.speeds[0].minutes == 5.0

@@ -9,7 +9,7 @@ looks at the held-out slabs.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Mapping, Sequence
 
 from .plan import USABLE, gigabytes
@@ -140,14 +140,20 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
     tiles = BODY_SHARE * len(tile_starts((0, 0, 0), model_shape, model_shape, card.tile, card.overlap))
     minutes = _seconds(speed, steps, min(crops, steps), cases, tiles, held, crop, tile, device_kind, fresh,
                        parameters, options) / 60
-    sentence = (f"{speed.capitalize()}: about {_time(minutes)}, {steps} steps, {gigabytes(need)} of main memory "
-                f"({gigabytes(host_free)} free)")
-    if not on_cpu:
-        sentence += f" and {gigabytes(device_need)} on {device_kind} ({gigabytes(device_bytes)} free)"
-    if 0 < crops < CROPS:
-        sentence += f"; memory is short, so {crops} varied crops are kept instead of {CROPS}"
-    return AdaptPlan(speed, device_kind, steps, crops, round(minutes, 1), int(need), int(device_need), host_free,
-                     0 if on_cpu else int(device_bytes), fits, sentence + ".")
+    plan = AdaptPlan(speed, device_kind, steps, crops, round(minutes, 1), int(need), int(device_need), host_free,
+                     0 if on_cpu else int(device_bytes), fits, "")
+    return replace(plan, sentence=plan_sentence(plan, minutes))
+
+
+def plan_sentence(plan: AdaptPlan, minutes: float) -> str:
+    """What a plan comes to, where it is expected to take so long."""
+    sentence = (f"{plan.speed.capitalize()}: about {_time(minutes)}, {plan.steps} steps, {gigabytes(plan.bytes_host)} of "
+                f"main memory ({gigabytes(plan.host_bytes)} free)")
+    if plan.device != "cpu":
+        sentence += f" and {gigabytes(plan.bytes_device)} on {plan.device} ({gigabytes(plan.device_bytes)} free)"
+    if 0 < plan.crops < CROPS:
+        sentence += f"; memory is short, so {plan.crops} varied crops are kept instead of {CROPS}"
+    return sentence + "."
 
 
 def too_large(plan: AdaptPlan, quick: AdaptPlan | None = None) -> str:

@@ -58,7 +58,7 @@ def show_still(*, inputs: Any, rows: Any, speeds: Any, overlay: Any, end: Any, q
         models=inputs.catalogue.rows(lambda _card: None), model_id=None if card is None else card.key,
         from_encoder=encoder, encoder_path=inputs.encoder_path, encoder_sentence=inputs.encoder_sentence(),
         rows=rows.rows(), rows_sentence=rows.sentence(), name=name, name_suggestion=suggestion,
-        speed=speeds.chosen, speeds=speeds.rows(*times), plan_sentence=speeds.sentence(),
+        speed=speeds.chosen, speeds=speeds.rows(*times), plan_sentence=speeds.sentence(*times),
         keep_teaching=keep_teaching, keep_teaching_sentence=_teaching_words(card),
         curve=curve, chart_id=chart_id, table=end.table, result_key=end.key, result_sentence=end.sentence,
         can_use=end.key is not None and end.key != family.model_id,

@@ -8,6 +8,7 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HiEndSegError
+from ..operations.adapt_plan import plan_sentence
 from . import wording
 from .adapt_state import SpeedRow
 
@@ -128,14 +129,18 @@ class AdaptSpeeds:
         plan = self._plans.get(speed)
         return None if plan is None else bool(plan.fits)
 
-    def sentence(self) -> str:
-        """About the chosen speed."""
+    def sentence(self, model: str, device: str | None) -> str:
+        """About the chosen speed, with the time that earlier adaptations took here."""
         plan = self._plans.get(self.chosen)
         if self.problem:
             return self.problem
         if plan is not None:
-            return str(plan.sentence)
+            return self._words(plan, self.expected(model, device, self.chosen))
         return _("Planning time and memory…") if self._job is not None else ""
+
+    def _words(self, plan, seconds: float | None) -> str:
+        known = seconds is not None and abs(seconds - 60 * plan.minutes) > 1
+        return plan_sentence(plan, seconds / 60) if known else str(plan.sentence)
 
     def obstacle(self) -> str:
         """Why the chosen speed cannot be run, and which one can."""
@@ -156,7 +161,7 @@ class AdaptSpeeds:
             return SpeedRow(speed, _title(speed), None, "", what, None)
         need = plan.bytes_device or plan.bytes_host
         return SpeedRow(speed, _title(speed), seconds / 60 if seconds is not None else None, wording.megabytes(need),
-                        str(plan.sentence), bool(plan.fits))
+                        self._words(plan, seconds), bool(plan.fits))
 
     def _times(self) -> dict[str, float]:
         try:
