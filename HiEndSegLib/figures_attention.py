@@ -69,8 +69,10 @@ def attention_figure(volume: Volume, result: AttentionResult, path, *, plane: st
     rows = _rows(volume, result, plane)
     columns = max(len(maps) for _, maps in rows) + 1
     edge = min(_EDGE, _WIDEST / columns)
-    pad, top, bottom, left = 0.08, 0.65 if title else 0.32, 0.62, 0.55
+    pad, top, left = 0.08, 0.65 if title else 0.32, 0.55
     width = max(left + columns * (edge + pad) + pad, 6.5)
+    words = _footer_lines(result, width)
+    bottom = 0.2 + 0.14 * max(3, len(words))
     height = top + len(rows) * (edge + pad + 0.16) + bottom
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_BACKGROUND)
     FigureCanvasAgg(figure)
@@ -86,7 +88,7 @@ def attention_figure(volume: Volume, result: AttentionResult, path, *, plane: st
                     fontsize=8)
     if title:
         figure.text(0.5, 1 - 0.16 / height, title, ha="center", va="top", color=_TEXT, fontsize=12, parse_math=False)
-    _footer(figure, result, width, height)
+    _footer(figure, words, width, height)
     with atomic_target(path, ".png") as temporary:
         figure.savefig(temporary, format="png", facecolor=_BACKGROUND, metadata={"Software": "HiEndSeg"})
 
@@ -182,23 +184,26 @@ def _panel(axes, cut: Plane, one: AttentionMap | None, low: float, high: float) 
     axes.set_ylim(extent[2], 0)
     if one is None:
         left, right, top, bottom = cut.letters
-        for x, y, letter, across, up in ((0.02, 0.5, left, "left", "center"), (0.98, 0.5, right, "right", "center"),
-                                         (0.5, 0.98, top, "center", "top"), (0.5, 0.02, bottom, "center", "bottom")):
+        for x, y, letter, across, up in ((0.05, 0.5, left, "left", "center"), (0.95, 0.5, right, "right", "center"),
+                                         (0.5, 0.95, top, "center", "top"), (0.5, 0.05, bottom, "center", "bottom")):
             axes.text(x, y, letter, transform=axes.transAxes, ha=across, va=up, color="#ffd75e", fontsize=7,
                       path_effects=_halo())
 
 
-def _footer(figure, result: AttentionResult, width: float, height: float) -> None:
+def _footer_lines(result: AttentionResult, width: float) -> list[str]:
     import textwrap
 
+    text = result.sentences[0] if result.sentences else ""
+    text += " Each map is scaled between its own least and most. Blocks and heads are counted from 0."
+    return textwrap.wrap(text, max(40, int((width - 1.4) / 0.062)))
+
+
+def _footer(figure, words: list[str], width: float, height: float) -> None:
     from matplotlib import colormaps
 
     bar = figure.add_axes((0.16 / width, 0.16 / height, 0.9 / width, 0.09 / height))
     bar.imshow(np.linspace(0, 1, 256)[None], cmap=colormaps["jet"], aspect="auto")
     bar.set_axis_off()
     figure.text(0.16 / width, 0.3 / height, "least    most", ha="left", va="bottom", color=_DIM, fontsize=7)
-    text = result.sentences[0] if result.sentences else ""
-    text += " Each map is scaled between its own least and most. Blocks and heads are counted from 0."
-    wrapped = textwrap.wrap(text, max(40, int((width - 1.4) / 0.062)))[:3]
-    figure.text(1.2 / width, 0.1 / height, "\n".join(wrapped), ha="left", va="bottom", color=_DIM, fontsize=7,
+    figure.text(1.2 / width, 0.1 / height, "\n".join(words), ha="left", va="bottom", color=_DIM, fontsize=7,
                 parse_math=False)

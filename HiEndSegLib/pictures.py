@@ -37,6 +37,17 @@ class Tile:
     heat: np.ndarray
 
 
+@dataclass(frozen=True)
+class Dot:
+    """One place in a scatter plot; a marked one is framed."""
+
+    title: str
+    x: float
+    y: float
+    color: tuple[int, int, int]
+    marked: bool = False
+
+
 def small_multiples(gray: np.ndarray, tiles: Sequence[Tile], color: Callable[[np.ndarray], np.ndarray], *, top: float,
                     floor: float, opacity: float = 0.6, mark: tuple[float, float] | None = None, columns: int = 3,
                     width: int = 400) -> bytes:
@@ -93,6 +104,31 @@ def bars(values: Sequence[float], titles: Sequence[str], *, limit: float | None 
                              (title, base + 4, TEXT if bright else QUIET)):
             write(sheet, text, max(0, y), round(middle - (6 * len(text) - 1) / 2), ink)
     sheet[base:base + 1] = QUIET
+    return png(sheet)
+
+
+def scatter(panels: Sequence[tuple[str, Sequence[Dot]]], *, width: int = 400) -> bytes:
+    """PNG of scatter plots side by side, one (title, dots) each, scaled to their own dots; axes have no unit."""
+    gap, head, edge = 4, _HIGH + 6, 12
+    wide = (width - gap * (len(panels) + 1)) // max(1, len(panels))
+    sheet = np.empty((head + wide + 2 * gap, width, 3), np.uint8)
+    sheet[:] = BACKGROUND
+    for number, (title, dots) in enumerate(panels):
+        x0, y0 = gap + number * (wide + gap), gap + head
+        write(sheet, title, gap, x0 + 1, TEXT)
+        sheet[y0:y0 + wide, x0:x0 + wide] = (28, 31, 34)
+        if not dots:
+            continue
+        places = np.array([[dot.x, dot.y] for dot in dots], float)
+        size = np.maximum(places.max(0) - places.min(0), 1e-9)
+        shares = (places - places.min(0)) / size
+        for dot, (right, up) in sorted(zip(dots, shares), key=lambda pair: pair[0].marked):
+            x = x0 + edge + round(float(right) * (wide - 3 * edge))
+            y = y0 + wide - edge - round(float(up) * (wide - 2 * edge))
+            sheet[y - 3:y + 4, x - 3:x + 4] = dot.color
+            if dot.marked:
+                _box(sheet, y, x, 6)
+            write(sheet, dot.title, y - 3, x + 9 if dot.marked else x + 6, TEXT if dot.marked else QUIET)
     return png(sheet)
 
 

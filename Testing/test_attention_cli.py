@@ -33,12 +33,14 @@ def test_one_map_on_the_lattice_of_the_image(ct, model, tmp_path, capsys):
     assert code == 0, problems
     heat, image = read_volume(out), read_volume(ct)
     assert heat.same_lattice(image, 1e-4) and heat.array.dtype == np.float32 and heat.array.max() > 0
-    assert "Brighter means" in text and "Block 3 of 4, mean over 2 heads" in text and str(out) in text
+    assert "Brighter means" in text and "Block 3 of 0 to 3, mean over 2 heads" in text and str(out) in text
     code, _, problems = ask(capsys, ct, out, model, "--at", "-40,-48,42", "--layers", "3")
     assert code == 2 and "is there already" in problems
-    code, _, _ = ask(capsys, ct, out, model, "--at", "-40,-48,42", "--layers", "3", "--overwrite", "--unit", "times")
+    code, _, _ = ask(capsys, ct, out, model, "--at", "-40,-48,42", "--layers", "3", "--overwrite", "--unit", "share")
     assert code == 0
-    np.testing.assert_allclose(read_volume(out).array, heat.array * 8, rtol=1e-4, atol=1e-6)     # 2^3 tokens
+    np.testing.assert_allclose(read_volume(out).array * 8, heat.array, rtol=1e-4, atol=1e-6)     # 2^3 tokens
+    code, printed, problems = ask(capsys, ct, out, model, "--at", "L 40, P 48, S 42 mm", "--layers", "3", "--overwrite")
+    assert code == 0 and printed == text, (printed, problems)
 
 
 def test_heads_layers_and_the_figure(ct, model, tmp_path, capsys):
@@ -48,6 +50,7 @@ def test_heads_layers_and_the_figure(ct, model, tmp_path, capsys):
     code, text, problems = ask(capsys, ct, out / "a.nii.gz", model, "--at", "-40,-48,42", "--layers", "1,3", "--heads",
                                "--figure", out / "a.png")
     assert code == 0, problems
+    assert "as …-head00.nii.gz" in text
     names = [f"a-block{layer:02d}{head}.nii.gz" for layer in (1, 3) for head in ("", "-head00", "-head01")]
     assert files_in(out) == sorted([*names, "a.png"]) and "2 single heads" in text
     mean = nibabel.load(out / names[0]).get_fdata()
@@ -82,7 +85,11 @@ def test_a_drawn_structure_and_an_object_query(ct, model, tmp_path, capsys):
     (("--kind", "head", "--query", "99"), "no object query 99"),
     (("--kind", "head", "--structure", "spleen"), "no structure 'spleen'"),
     (("--at", "-40,-48,42", "--device", "abacus"), "no device 'abacus'"),
-    (("--at", "-40,-48,42", "--figure", "picture.jpg"), "no extension"),
+    (("--at", "-40,-48,42", "--figure", "picture.jpg"), "call it .png"),
+    (("--at", "-40,-48,42", "--figure", "nowhere/picture.png"), "The folder nowhere does not exist"),
+    (("--at", "-40,-48,42", "--plane", "sagittal"), "add --figure"),
+    (("--kind", "head", "--query", "1", "--structure", "liver"), "Choose one object query"),
+    (("--at", "R 40, S 48, S 42"), "not three numbers"),
 ])
 def test_what_cannot_be_asked(ct, model, tmp_path, capsys, monkeypatch, more, words):
     monkeypatch.chdir(tmp_path)
@@ -94,7 +101,10 @@ def test_what_cannot_be_asked(ct, model, tmp_path, capsys, monkeypatch, more, wo
 
 def test_names_that_cannot_be_written_and_labels_that_lack_the_structure(ct, model, tmp_path, capsys):
     code, _, problems = ask(capsys, ct, tmp_path / "heat.jpg", model, "--at", "-40,-48,42")
-    assert code == 2 and "no extension this program writes" in problems
+    assert code == 2 and "heat.jpg has no extension of one" in problems
+    for name in ("heat.png", "heat.seg.nrrd"):
+        code, _, problems = ask(capsys, ct, tmp_path / name, model, "--at", "-40,-48,42")
+        assert code == 2 and "A map is a volume" in problems and ".seg.nrrd" not in problems.split("use one of")[1]
     gone = tmp_path / "no.nrrd"
     code, _, problems = ask(capsys, ct, tmp_path / "h.nrrd", model, "--labels", gone, "--structure", "a")
     assert code == 1 and "no.nrrd" in problems
@@ -106,3 +116,19 @@ def test_names_that_cannot_be_written_and_labels_that_lack_the_structure(ct, mod
     assert code == 2 and "no structure 'liver'; it holds all" in problems
     code, _, problems = ask(capsys, ct, tmp_path / "h.nrrd", model, "--labels", tmp_path / "l.seg.nrrd")
     assert code == 2 and "--structure ID" in problems and not (tmp_path / "h.nrrd").exists()
+
+
+def test_the_volume_may_come_after_heads_and_names_from_the_json_beside_the_labels(ct, model, tmp_path, capsys):
+    code, text, problems = run(capsys, "attention", "-o", tmp_path / "h.nrrd", "--model", model, "--in-process",
+                               "--device", "cpu", "--at", "-40,-48,42", "--layers", "2", "--heads", ct)
+    assert code == 0 and "2 single heads" in text, problems
+    code, _, problems = run(capsys, "attention", "-o", tmp_path / "x.nrrd", "--model", model, "--at", "0,0,0", "--heads")
+    assert code == 2 and "Say which volume" in problems
+    image = read_volume(ct)
+    drawing = np.zeros(image.shape, np.uint8)
+    drawing[10:16, 12:18, 8:15] = 5
+    nibabel.save(nibabel.Nifti1Image(drawing, image.ijk_to_ras), tmp_path / "labels.nii.gz")
+    (tmp_path / "labels.json").write_text('{"5": "Liver"}')
+    code, text, problems = ask(capsys, ct, tmp_path / "s.nrrd", model, "--labels", tmp_path / "labels.nii.gz",
+                               "--structure", "liver", "--layers", "2")
+    assert code == 0 and "the structure's cubes" in text, problems

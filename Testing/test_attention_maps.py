@@ -12,13 +12,16 @@ import pytest
 import torch
 from geometry_lattices import LATTICES, rotation
 from nibabel import orientations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from HiEndSegLib.errors import Cancelled, InputError, ModelError, OptionError
 from HiEndSegLib.geometry.resample import resample_like
 from HiEndSegLib.geometry.volume import Volume
-from HiEndSegLib.operations.attend import attend, default_layers
+from HiEndSegLib.operations.attend import attend, default_layers, inside_cells
 from HiEndSegLib.operations.attend_result import AttentionMap, AttentionResult, on_lattice
 from HiEndSegLib.operations.attend_session import AttendSession, coarser, window_start
+from HiEndSegLib.operations.attend_words import map_sentence
+from HiEndSegLib.operations.inspect_queries import inspect_queries
 from HiEndSegLib.tasks import CancelToken
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,6 +259,69 @@ def test_a_volume_smaller_than_a_token():
     assert result.as_volume(result.maps[0], small).shape == (3, 2, 40)
     one = look(Volume(np.full((1, 1, 1), 7, np.int16), matrix(), "voxel"))
     assert one.query.sum() == 1
+
+
+def test_a_structure_says_the_same_of_the_volume_and_is_called_a_structure():
+    small = Volume(np.full((3, 2, 40), 100, np.int16), matrix(), "small", {"modality": "CT"})
+    result = look(small, mask=small.with_array(np.ones(small.shape, np.uint8)))
+    assert any("smaller than one token" in s for s in result.sentences)
+    assert "the structure's cubes of 8 x 8 x 8 mm" in result.sentences[0] and "marked" not in result.sentences[0]
+
+
+def test_air_put_around_the_volume_is_counted_and_never_named():
+    volume, centre = planted((4, 0, 4), shape=(16, 8, 16))
+    net = am.PeakedNet(img_size=TILE)
+    result = look(volume, centre, net)
+    inside = inside_cells(AttendSession(am.model(net, tile=TILE, spacing=SPACING), volume).window(centre), (4, 4, 4))
+    assert inside.sum() == 32 and inside[:, 1:3].all(), "8 of 16 voxels along the second axis, in the middle"
+    # Where all goes to the volume nothing is said; where all is even, half of it is air.
+    assert not any("air that was put" in one.sentence for one in result.maps)
+    even = AttentionMap(0, None, np.full((4, 4, 4), 1 / 64, np.float32), matrix())
+    said = map_sentence(even, "encoder", 3, 1, None, inside)
+    assert "50 % goes to the air that was put around the volume" in said
+    loud = np.full((4, 4, 4), 0.01, np.float32)
+    loud[0, 0, 0], loud[2, 1, 3] = 0.2, 0.17
+    named = AttentionMap(0, None, loud / loud.sum(), np.diag([8.0, 8.0, 8.0, 1.0]))
+    assert named.peak == (0.0, 0.0, 0.0) and "at R 16, A 8, S 24 mm" in map_sentence(named, "encoder", 3, 1, None, inside)
+
+
+def test_the_end_of_what_the_model_sees_is_said():
+    volume, centre = planted((4, 4, 4), shape=(40, 16, 16))
+    assert "The model sees 32 x 32 x 32 mm at a time; the map ends there." in look(volume, centre).sentences
+    assert not any("map ends" in sentence for sentence in look(planted((4, 4, 4))[0]).sentences)
+
+
+class NoFloat64(TorchDispatchMode):
+    """What Apple's GPUs do to a program that asks them for float64."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if (kwargs or {}).get("dtype") is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{"kind": "encoder", "heads": "all"}, {"kind": "rollout"}, {"kind": "head"},
+                                     {"kind": "head", "structure": "part_1"}, {"kind": "sensitivity"}],
+                         ids=lambda options: " ".join(options.values()))
+def test_devices_without_float64_will_do(options):
+    network = am.maskmed()
+    array = np.random.default_rng(0).normal(40, 60, (24, 24, 24)).astype(np.float32)
+    volume = Volume(array, np.diag([2.0, 2.0, 2.0, 1.0]), "noise", {"modality": "CT"})
+    session = AttendSession(am.model(network, tile=24), volume)
+    session.window(session.middle).states()                     # tables are made once, on the CPU
+    try:
+        with NoFloat64():
+            attend(session.model, volume, session=session, **options)
+            inspect_queries(session.model, volume, session=session)
+    except OptionError as error:
+        assert "finds no 'part_1'" in str(error)
+
+
+def test_a_network_without_object_queries_is_not_asked_about_one():
+    with pytest.raises(OptionError, match="has no object queries, so it cannot be asked about 'part_1'"):
+        look(planted((4, 4, 4))[0], kind="head", structure="part_1")
+    with pytest.raises(OptionError, match="asked about query 3"):
+        look(planted((4, 4, 4))[0], kind="head", query=3)
 
 
 def test_a_network_without_attention_shows_its_sensitivity_and_says_so():

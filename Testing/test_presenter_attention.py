@@ -6,6 +6,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -365,6 +366,60 @@ def test_a_structure_is_asked_with_its_voxels_only(segmented):
     assert desk.state.point is not None and desk.asked()[-1]["mask"] is None
 
 
+def test_a_structure_that_was_drawn_again_is_asked_again(segmented):
+    desk, _volume, _segment = segmented
+    desk.presenter.set_query("structure")
+    desk.presenter.press()
+    desk.settle()
+    desk.presenter.refresh()
+    desk.settle()
+
+    def drawn():
+        return [int(arguments["mask"].array.sum()) for arguments in desk.asked()]
+
+    assert drawn() == [64], "nothing changed: nothing is asked"
+    segmentation = desk.scene.GetNodeByID(desk.state.segmentation_id).GetSegmentation()
+    image = segmentation.GetSegment("liver").GetRepresentation(segmentation.GetSourceRepresentationName())
+    voxels = array_of_image(image)
+    voxels[...] = 0
+    voxels[1, 1, 1] = 1
+    image.Modified()
+    desk.presenter.refresh()
+    desk.settle()
+    assert drawn() == [64, 1], "the map of the old drawing must not stand for the new one"
+
+
+def test_another_network_begins_with_its_own_block(scene):
+    other = replace(OTHER, network={**OTHER.network, "num_classes": 9})
+    segment = Desk(scene, cards=[card(), other])
+    volume = a_volume(scene)
+    segment.start(volume)
+    segment.engine.finish(np.zeros(SHAPE, np.uint8))
+    segment.tick()
+    desk = AttentionDesk(scene, cards=[card(), other], segment=segment.presenter)
+    desk.presenter.press()
+    desk.settle()
+    desk.presenter.set_layer(7)
+    desk.settle()
+    segment.presenter.set_model("second")
+    desk.presenter.tick()
+    assert desk.state.model_id == other.key and desk.engine.looking.arguments["layers"] is None, \
+        "block 7 of the first model may not exist here"
+    desk.settle()
+    desk.presenter.set_compare("model")
+    desk.settle()
+    assert desk.asked()[-1]["layers"] is None and desk.state.compare_sentence
+    desk.presenter.close()
+    segment.presenter.close()
+
+
+def test_a_block_is_not_compared_with_itself(desk, ct):
+    desk.show(ct)
+    desk.presenter.set_other_layer(desk.state.layer)
+    desk.settle()
+    assert desk.state.compare_sentence == "Both are the same; choose another block." and not desk.state.compare_picture
+
+
 def test_an_empty_structure_is_refused_in_words(segmented):
     desk, volume, segment = segmented
     desk.presenter.set_structure([row.id for row in desk.state.structures if row.id != "liver"][0])
@@ -391,6 +446,13 @@ def test_object_queries_are_listed_and_looked_at(desk, ct):
     assert [row.number for row in rows][:2] == [1, 0], "who answers at the point comes first"
     assert rows[0].structure == "Liver" and rows[0].probability == pytest.approx(0.8) and rows[0].share == 0.8
     assert rows[0].made == ("Liver",) and rows[0].near_classes == ("2 (0.95)",)
+    places = picture(desk.state.inspect_picture)
+    color = next(label.color for label in desk.presenter.card.labels if label.id == "liver")
+    liver = (places == color).all(axis=-1)
+    assert places.shape[1] == 400 and liver[:, :200].sum() > 4 * 40 and liver[:, 200:].sum() > 4 * 40, "both plots"
+    assert (places == (255, 64, 64)).all(axis=-1).any(), "the query that answers at the point is framed"
+    desk.presenter.point_at((5.0, 5.0, 5.0))
+    assert desk.state.inspect_picture == b"" and desk.state.inspect == (), "they were those of another place"
     desk.presenter.set_object_query(3)
     desk.settle()
     asked = desk.asked()[-1]
@@ -443,8 +505,20 @@ def test_uncertainty_comes_with_confidence_and_goes(desk, ct, scene):
     desk.presenter.tick()
     assert [row.name for row in desk.state.confidence] == ["Spleen", "Liver"], "the least sure first"
     assert view.GetForegroundVolumeID() == desk.state.uncertainty_id and desk.state.uncertainty_shown
+    assert desk.state.legend_title == "Uncertainty, 0 to 1" and desk.state.legend[-1].text == "1.0"
+    assert "is unsure" in desk.state.headline and desk.state.meaning == "Sure in most places."
     desk.presenter.show_uncertainty(False)
-    assert view.GetForegroundVolumeID() == desk.state.heat_id
+    assert view.GetForegroundVolumeID() == desk.state.heat_id and desk.state.legend_title == "Times an even share"
+    array_of_image(ct.GetImageData())[...] = 7
+    ct.GetImageData().Modified()
+    desk.presenter.refresh()
+    desk.settle()
+    assert desk.state.confidence == (), "it was that of other voxels"
+    desk.presenter.ask_uncertainty()
+    job = desk.engine.jobs[-1]
+    job._finish(attention_helpers.uncertain(job.arguments))
+    desk.presenter.tick()
+    assert desk.state.confidence
     desk.presenter.set_model("second")
     assert desk.state.confidence == () and scene.GetNodeByID(desk.state.uncertainty_id or "") is None
 
@@ -488,8 +562,10 @@ def test_a_kept_map_says_what_it_is(desk, ct):
     desk.presenter.set_head("1")
     desk.presenter.save()
     kept = desk.scene.GetNodeByID(desk.state.saved_id)
-    place = " ".join(f"{letter} {value:.0f}" for letter, value in zip("RAS", desk.state.point))
-    assert kept.GetName() == f"CT attention of block 11, head 1, at {place}"
+    assert desk.state.point == pytest.approx((0, 0, 0), abs=0.5) and desk.state.point_text == "R 0, A 0, S 0 mm"
+    assert kept.GetName() == "CT attention of block 11, head 1, at R 0, A 0, S 0 mm"
+    desk.presenter.point_at((12.0, -8.2, 3.0))
+    assert desk.state.point_text == "R 12, P 8, S 3 mm", "as the library's sentences name a place"
     assert "times an even share" in kept.GetDescription() and kept.GetSaveWithScene()
     desk.presenter.press()
     assert kept.GetScene() is not None and desk.state.saved_id == kept.GetID()

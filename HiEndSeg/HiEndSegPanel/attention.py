@@ -216,7 +216,8 @@ class AttentionSection:
             for label, name in ((self.ui.attentionLegend, "legend_picture"),
                                 (self.ui.attentionComparePicture, "compare_picture"),
                                 (self.ui.attentionHeadsPicture, "heads_picture"),
-                                (self.ui.attentionRankPicture, "rank_picture")):
+                                (self.ui.attentionRankPicture, "rank_picture"),
+                                (self.ui.attentionInspectPicture, "inspect_picture")):
                 if differs(name):
                     showPicture(label, getattr(state, name))
             if differs("rank_available", "rank_working", "rank_sentence", "heads_wanted", "inspect_available",
@@ -263,8 +264,7 @@ class AttentionSection:
         ui.attentionStructureBox.setVisible(state.query == "structure")
         ui.attentionPointRow.setVisible(state.query != "structure")
         ui.attentionPlaceButton.setChecked(state.placing)
-        point = "" if state.point is None else "R {:.0f} A {:.0f} S {:.0f} mm".format(*state.point)
-        setText(ui.attentionPointText, point)
+        setText(ui.attentionPointText, state.point_text)
 
     def _showLayers(self, state):
         ui = self.ui

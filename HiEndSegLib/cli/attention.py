@@ -18,13 +18,19 @@ KEY = "volume"
 
 def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     """Look, write the maps and the figure, and say what they show. Raises HiEndSegError."""
+    if options.volume is None:                  # "--heads VOLUME": the volume was taken for the heads
+        options.volume, options.heads = options.heads, "all"
+        if options.volume in ("mean", "all") or options.volume.isdigit():
+            raise OptionError("Say which volume to look into: hiendseg attention VOLUME --at R,A,S -o OUT.")
     card = Registry().verify(options.model, interrupt.token)
     check_device(options.device)
     at, layers, heads = point_of(options.at), layers_of(options.layers), heads_of(options.heads)
     check_query(options, at)
-    check_targets([options.output, *([options.figure] if options.figure else [])], options.overwrite)
+    check_targets([options.output], options.overwrite)
+    check_figure(options)
     from ..geometry.reading import read_volume
-    from ..geometry.writing import read_labels, write_volume
+    from ..geometry.writing import write_volume
+    from .adapt_labels import read_taught
 
     line = ProgressLine(1)
     line.begin(Path(options.volume).name)
@@ -33,8 +39,8 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     volume = interrupt.wait_for(read_volume, options.volume, series=series)
     mask = None
     if options.labels is not None:
-        labels, legend = interrupt.wait_for(read_labels, options.labels)
-        mask = mask_of(labels, legend, options.structure)
+        taught = interrupt.wait_for(read_taught, options.labels, card.labels)
+        mask = mask_of(taught.labels, taught.legend, options.structure)
     with make_engine(options) as engine:
         result = engine.attend(
             volume, volume_key=KEY, at=at, mask=mask, query=options.query,
@@ -51,16 +57,18 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
         from ..geometry.modality import guess_modality
 
         is_hu = guess_modality(volume).is_hu
-        attention_figure(volume, result, options.figure, plane=options.plane, title=card.title,
+        attention_figure(volume, result, options.figure, plane=options.plane or "axial", title=card.title,
                          window=(400, 40) if is_hu else None)
     line.end()
     for sentence in dict.fromkeys([*volume.notes, *result.sentences]):
         say(sentence)
     for one, path in zip(result.maps, targets):
         if one.head is None or heads != "all":
-            say(f"{path}: {one.sentence}")
+            say(f"{path}: {one.sentence}" + (" Nearly even, so it says little." if one.is_even else ""))
     if heads == "all" and result.heads:
-        say(f"The maps of the {result.heads} single heads lie beside each, as …-head00{targets[0].suffix} and so on.")
+        from ..geometry.reading import extension
+
+        say(f"The maps of the {result.heads} single heads lie beside each, as …-head00{extension(targets[0])} and so on.")
     if options.figure:
         say(f"{options.figure}: figure")
     return 0
@@ -79,17 +87,21 @@ def names_of(result, output: Path) -> list[Path]:
 
 
 def point_of(text: str | None) -> tuple[float, float, float] | None:
-    """--at R,A,S in mm; OptionError when it is anything else."""
+    """--at R,A,S in mm, or with letters as sentences print it ("R 12, P 40, S 3 mm"); OptionError when it is neither."""
     if text is None:
         return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+    parts = [part.strip() for part in text.strip().removesuffix("mm").split(",")]
+    numbers = []
+    for part, (plus, minus) in zip(parts, ("RL", "AP", "SI")):
+        sign = {plus: 1.0, minus: -1.0}.get(part[:1].upper())
+        try:
+            numbers.append(float(part) if sign is None else sign * float(part[1:]))
+        except ValueError:
+            break
+    if len(parts) != 3 or len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise OptionError(f"The point '{text}' is not three numbers; write --at R,A,S in mm, where R, A, S grow to the "
                           "patient's right, front and head.")
-    return numbers
+    return tuple(numbers)
 
 
 def layers_of(text: str | None) -> list[int] | None:
@@ -117,6 +129,8 @@ def check_query(options: argparse.Namespace, at: tuple | None) -> None:
         raise OptionError("With --labels also say which structure of it is the query: --structure ID.")
     if options.labels is not None and options.query is not None:
         raise OptionError("Choose one query: --query N, or --labels with --structure.")
+    if options.query is not None and options.structure is not None:
+        raise OptionError("Choose one object query: --query N, or --structure ID.")
     if options.labels is None and (options.structure or options.query is not None) and options.kind != "head":
         raise OptionError("--structure without --labels, and --query, choose an object query of the head; add --kind "
                           "head, or draw the structure and give --labels FILE.")
@@ -125,17 +139,36 @@ def check_query(options: argparse.Namespace, at: tuple | None) -> None:
 
 
 def check_targets(paths: list[str], overwrite: bool) -> None:
-    """Refuse to replace files, and names that cannot be written."""
+    """Refuse to replace files, and names that cannot be written, before anything is computed."""
     from ..geometry.reading import extension
     from ..geometry.writing import WRITABLE
 
-    for text in paths:
-        path = Path(text)
-        wanted = (".png",) if path.suffix.lower() == ".png" else tuple(e for e in WRITABLE if e != ".seg.nrrd")
-        if extension(path) not in wanted and path.suffix.lower() != ".png":
-            raise OutputError(f"{path.name} has no extension this program writes; use one of {', '.join(wanted)}.")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} is there already; give --overwrite to replace it, or another name.")
+    wanted = tuple(ending for ending in WRITABLE if ending != ".seg.nrrd")
+    for path in map(Path, paths):
+        if extension(path) not in wanted:
+            raise OutputError(f"A map is a volume, and {path.name} has no extension of one; use one of "
+                              f"{', '.join(wanted)}.")
+        check_free(path, overwrite)
+
+
+def check_figure(options: argparse.Namespace) -> None:
+    """The same for the figure."""
+    if options.figure is None:
+        if options.plane is not None:
+            raise OptionError("--plane is the plane of the figure; add --figure FILE.png.")
+        return
+    path = Path(options.figure)
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"The figure is a PNG picture, and {path.name} has another extension; call it .png.")
+    check_free(path, options.overwrite)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """OutputError where a file is there already, or no folder for it."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} is there already; give --overwrite to replace it, or another name.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} does not exist; create it or choose another one.")
 
 
 def mask_of(labels, legend, structure: str):

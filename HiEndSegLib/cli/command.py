@@ -112,8 +112,9 @@ def parser() -> argparse.ArgumentParser:
 
     attention = command("attention", "Show what a model looks at from a point: maps on the image's lattice, and a "
                                      "figure.", engine=True)
-    attention.add_argument("volume", metavar="VOLUME")
-    attention.add_argument("--at", metavar="R,A,S", help="look from here, in mm, RAS")
+    attention.add_argument("volume", metavar="VOLUME", nargs="?")
+    attention.add_argument("--at", metavar="R,A,S",
+                           help="look from here, in mm: -30,-12,40 or as it is printed, \"L 30, P 12, S 40\"")
     attention.add_argument("--labels", metavar="FILE", help="look from a structure of this label map")
     attention.add_argument("--structure", metavar="ID",
                            help="which structure of --labels; with --kind head and without --labels the one whose "
@@ -126,11 +127,11 @@ def parser() -> argparse.ArgumentParser:
                            help="attention of single blocks (default), followed down to the image, or of the mask head")
     attention.add_argument("-o", "--output", required=True, metavar="OUT",
                            help="a volume (.nrrd .nii.gz .nii .mha); of several maps each gets its own file")
-    attention.add_argument("--unit", choices=("share", "times", "unit"), default="share",
-                           help="what voxels hold: share of all attention (default), how many times an even share, or "
+    attention.add_argument("--unit", choices=("share", "times", "unit"), default="times",
+                           help="what voxels hold: how many times an even share (default), share of all attention, or "
                                 "0 to 1")
     attention.add_argument("--figure", metavar="PNG", help="also draw a figure")
-    attention.add_argument("--plane", choices=("axial", "coronal", "sagittal"), default="axial",
+    attention.add_argument("--plane", choices=("axial", "coronal", "sagittal"),
                            help="plane of the figure when heads are shown (default: axial)")
     attention.add_argument("--model", metavar="ID", help="model id, id@version or folder (default: the shipped one)")
     attention.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: auto)")

@@ -58,7 +58,8 @@ def attend(model: Model, volume: Volume | None, *, at: Sequence[float] | None = 
         raise ValueError("the session belongs to another model")
     began = time.perf_counter()
     with cpu_threads(threads), session.working(cancel):
-        shown, sentences = _possible(session, kind)
+        shown, sentences = _possible(session, kind, f"query {query}" if query is not None else
+                                     None if structure is None else f"'{structure}'")
         target = _target(session, at, mask)
         sentences += target.sentences
         window = target.window
@@ -76,7 +77,7 @@ def attend(model: Model, volume: Volume | None, *, at: Sequence[float] | None = 
         else:
             depth, width = session.encoder.depth, session.encoder.heads
             maps = _encoder_maps(session, target, shown, layers, heads)
-            sentences.insert(0, meaning(shown, session.cell, session.model.card.spacing))
+            sentences.insert(0, meaning(shown, session.cell, session.model.card.spacing, drawn=mask is not None))
     card = session.model.card
     info = {"model": {"id": card.id, "version": card.version, "title": card.title}, "device": str(session.device),
             "seconds": round(time.perf_counter() - began, 4), "window_was_warm": warm,
@@ -130,17 +131,21 @@ def _target(session: AttendSession, at: Sequence[float] | None, mask: Volume | N
                           "it, or none.")
     grid = [n // e for n, e in zip(window.shape, edge)]
     blocks = part.reshape(grid[0], edge[0], grid[1], edge[1], grid[2], edge[2]).sum(axis=(1, 3, 5), dtype=np.float64)
-    said = list(session.prepared.notes)
+    said = [*session.prepared.notes, *session.sentences_on_size()]
     if held < 0.99 * total:
         said.append(f"{100 * held / total:.0f} % of the structure lies in the window that the encoder sees at a time; "
                     "only that part is the query.")
     return _Target(window, point, (blocks / blocks.sum()).astype(np.float32), part, said)
 
 
-def _possible(session: AttendSession, kind: str) -> tuple[str, list[str]]:
-    """What can be shown instead of `kind` for this network, and the sentence that says so."""
+def _possible(session: AttendSession, kind: str, asked: str | None) -> tuple[str, list[str]]:
+    """What can be shown instead of `kind` for this network, and the sentence that says so. asked: what only an object
+    query can answer for, in words. Raises OptionError where it has none."""
     name = session.model.card.title
     if kind == "head" and session.head is None:
+        if asked is not None:
+            raise OptionError(f"{name} has no object queries, so it cannot be asked about {asked}; ask about a point, or "
+                              "about a structure that was drawn.")
         if session.encoder is not None:
             return "encoder", [f"{name} has no object queries; shown instead is the attention of its encoder."]
         kind = "encoder"
@@ -207,7 +212,7 @@ def _encoder_maps(session: AttendSession, target: _Target, kind: str, layers, he
                 total += torch.einsum("r,hrn->hn", shares[some], states.rows(layer, some))
             rows = {None: total.mean(0), **dict(enumerate(total))}
         maps += _as_maps({head: rows[head] for head in wanted}, layer, states.grid, matrix, kind, view.depth,
-                         view.heads, target.shares)
+                         view.heads, target.shares, window)
     return maps
 
 
@@ -221,18 +226,29 @@ def _head_maps(session: AttendSession, window: Window, query: int, layers, heads
         grid = trace.layers[layer].grid
         matrix = window.cells_to_ras([n // g for n, g in zip(window.shape, grid)])
         maps += _as_maps({head: rows.mean(0) if head is None else rows[head] for head in wanted}, layer, grid, matrix,
-                         "head", depth, count, None)
+                         "head", depth, count, None, window)
     return maps, depth, count
 
 
+def inside_cells(window: Window, grid: Sequence[int]) -> np.ndarray:
+    """(gI, gJ, gK) bool: cells of the window that hold any of the volume; the others are air put around it."""
+    axes = []
+    for start, size, cells, whole in zip(window.start, window.shape, grid, window.session.prepared.image.shape):
+        first = start + np.arange(cells) * (size // cells)
+        axes.append((first < whole) & (first + size // cells > 0))
+    return axes[0][:, None, None] & axes[1][None, :, None] & axes[2][None, None, :]
+
+
 def _as_maps(rows: dict[int | None, Tensor], layer: int, grid, matrix: np.ndarray, kind: str, depth: int, heads: int,
-             shares: np.ndarray | None) -> list[AttentionMap]:
+             shares: np.ndarray | None, window: Window) -> list[AttentionMap]:
     maps = []
     for head, row in rows.items():
-        weights = row.double()                         # so that the sum is 1 to the last digit of float32
-        weights = (weights / weights.sum()).float().reshape(grid).cpu().numpy()
+        # In float64, so that the sum is 1 to the last digit of float32; in numpy, because Apple's GPUs have none.
+        weights = row.float().cpu().numpy().astype(np.float64)
+        weights = (weights / weights.sum()).astype(np.float32).reshape(grid)
         one = AttentionMap(layer, head, weights, matrix)
-        maps.append(AttentionMap(layer, head, weights, matrix, map_sentence(one, kind, depth, heads, shares)))
+        maps.append(AttentionMap(layer, head, weights, matrix,
+                                 map_sentence(one, kind, depth, heads, shares, inside_cells(window, grid))))
     return maps
 
 
@@ -275,11 +291,12 @@ def _sensitivity(session: AttendSession, target: _Target) -> tuple[list[Attentio
                          "so there is nothing to show; choose another point or another model.")
     edge, shape = session.cell, window.shape
     grid = [n // e for n, e in zip(shape, edge)]
-    cells = gradient[0].abs().double().sum(0).reshape(grid[0], edge[0], grid[1], edge[1], grid[2], edge[2])
-    weights = (cells.sum(dim=(1, 3, 5)) / total).float().cpu().numpy()
+    cells = gradient[0].abs().sum(0).float().cpu().numpy().astype(np.float64)
+    cells = cells.reshape(grid[0], edge[0], grid[1], edge[1], grid[2], edge[2]).sum(axis=(1, 3, 5))
+    weights = (cells / cells.sum()).astype(np.float32)
     one = AttentionMap(-1, None, weights, window.cells_to_ras(edge))
     name = next((label.name for label in card.labels if label.value == winner), "background")
     sentence = (f"Brighter means that the score of '{name}' at the query changes more when the image changes there "
                 "(input gradient).")
-    return [AttentionMap(-1, None, weights, one.ijk_to_ras, map_sentence(one, "sensitivity", 0, 0, target.shares))
-            ], sentence
+    return [AttentionMap(-1, None, weights, one.ijk_to_ras,
+                         map_sentence(one, "sensitivity", 0, 0, target.shares, inside_cells(window, grid)))], sentence

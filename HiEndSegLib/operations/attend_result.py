@@ -22,6 +22,8 @@ KINDS = ("encoder", "rollout", "head", "sensitivity")
 PAPER_LAYERS = (2, 5, 8, 11)
 #: Units of `AttentionResult.as_volume`: the share itself, how many times an even spread, or 0 to 1 as in the paper.
 SCALES = ("share", "times", "unit")
+#: A map whose strongest cell gets less than so many even shares says next to nothing.
+EVEN = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +48,17 @@ class AttentionMap:
     @property
     def peak(self) -> tuple[float, float, float]:
         """Centre (R, A, S) in mm of the cell that gets the most."""
-        index = np.unravel_index(int(np.argmax(self.weights)), self.weights.shape)
+        return self.peak_of(np.ones(self.weights.shape, dtype=bool))
+
+    def peak_of(self, cells: np.ndarray) -> tuple[float, float, float]:
+        """The same among some cells, (gI, gJ, gK) bool."""
+        index = np.unravel_index(int(np.argmax(np.where(cells, self.weights, -1.0))), self.weights.shape)
         return tuple(float(v) for v in (self.ijk_to_ras @ [*index, 1.0])[:3])
+
+    @property
+    def is_even(self) -> bool:
+        """Whether no cell gets much more than an even share, so that the map says next to nothing."""
+        return float(self.weights.max()) * self.weights.size < EVEN
 
     @property
     def spread(self) -> float:
@@ -234,6 +245,6 @@ def scaled(weights: np.ndarray, scale: str) -> np.ndarray:
 
 
 def point_words(point: Sequence[float]) -> str:
-    """A point as in Slicer's corner: "R 12, P 40, S 3 mm"."""
-    return ", ".join(f"{pair[0] if v >= 0 else pair[1]} {abs(v):.0f}"
+    """A point (R, A, S) mm as in Slicer's corner: "R 12, P 40, S 3 mm"."""
+    return ", ".join(f"{pair[0] if round(v) >= 0 else pair[1]} {abs(v):.0f}"
                      for pair, v in zip(("RL", "AP", "SI"), point)) + " mm"

@@ -255,13 +255,21 @@ class AttendSession:
             if float(token.max()) <= 0.0:
                 said.append(f"Everything in this token is darker than {low:g}, which the encoder sees as black; it "
                             "can tell the token by its place and its neighbors only.")
-        small = [axis for axis in range(3) if shape[axis] < self.cell[axis]]
-        if small:
-            size = " x ".join(f"{n * s:.0f}" for n, s in zip(image.shape, image.spacing))
-            edge = " x ".join(f"{n * s:.0f}" for n, s in zip(self.cell, image.spacing))
-            said.append(f"The volume ({size} mm) is smaller than one token of this model ({edge} mm); it was "
-                        "surrounded with air, and a map of it shows little.")
-        return said
+        return said + self.sentences_on_size()
+
+    def sentences_on_size(self) -> list[str]:
+        """What a person should know about a volume that is smaller than a token, or larger than what is seen."""
+        image, tile = self.prepared.image, self.model.card.tile
+
+        def mm(counts: Sequence[int]) -> str:
+            return " x ".join(f"{n * s:.0f}" for n, s in zip(counts, image.spacing)) + " mm"
+
+        if any(n < edge for n, edge in zip(image.shape, self.cell)):
+            return [f"The volume ({mm(image.shape)}) is smaller than one token of this model ({mm(self.cell)}); it was "
+                    "surrounded with air, and a map of it shows little."]
+        if any(n > edge for n, edge in zip(image.shape, tile)):
+            return [f"The model sees {mm(tile)} at a time; the map ends there."]
+        return []
 
 
 def window_start(index: Sequence[float], shape: Sequence[int], tile: Sequence[int], cell: Sequence[int]) -> Index:

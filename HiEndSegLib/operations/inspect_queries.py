@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +92,8 @@ def _cosines(embeddings: Tensor) -> Tensor:
 
 def _plane(embeddings: Tensor) -> Tensor:
     """(Q, d) -> (Q, 2): projected onto the two main axes of the centred embeddings."""
-    centred = (embeddings - embeddings.mean(0)).double()
-    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+    values = embeddings.float().cpu().numpy().astype(np.float64)
+    centred = values - values.mean(0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
     flat = centred @ axes[:2].T
-    return torch.nn.functional.pad(flat, (0, 2 - flat.shape[1])).float()
+    return torch.from_numpy(np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))).astype(np.float32))

@@ -1,7 +1,8 @@
 """Who made what: the share that every object query of a masked head has in the answer of one window.
 
 The head's score of class k at a voxel is the sum over queries of p(k | query) times the query's mask there
-(arXiv 2107.06278); a query's share in a segment is its part of that sum over the segment's voxels.
+(arXiv 2107.06278); a query's share in a segment is its part of that sum over the segment's voxels. Sums are taken in
+float64 by numpy: Apple's GPUs have no float64.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def shares_of(trace: HeadTrace) -> Shares:
     if trace not in _SHARES:
         probability = class_probabilities(trace)[:, :-1]
         queries, classes = probability.shape
-        made = torch.zeros(classes, queries, dtype=torch.float64)
+        made = np.zeros((classes, queries))
         found, area = torch.zeros(classes, dtype=torch.long), torch.zeros(queries, dtype=torch.long)
         for _, masks in _slabs(trace):
             flat = masks.flatten(1)                                             # (Q, V)
@@ -55,8 +57,8 @@ def shares_of(trace: HeadTrace) -> Shares:
             for value in torch.unique(winner).tolist():
                 inside = winner == value
                 found[value] += int(inside.sum())
-                made[value] += (flat[:, inside].sum(1) * probability[:, value]).double().cpu()
-        _SHARES[trace] = Shares(made, found, area)
+                made[value] += (flat[:, inside].sum(1) * probability[:, value]).cpu().numpy()
+        _SHARES[trace] = Shares(torch.from_numpy(made), found, area)
     return _SHARES[trace]
 
 
@@ -86,20 +88,21 @@ def query_of_structure(trace: HeadTrace, card: ModelCard, structure: str) -> tup
 @torch.no_grad()
 def query_of_mask(trace: HeadTrace, mask: Tensor) -> tuple[int, float]:
     """The query whose mask overlaps best with a mask of the window (I, J, K) in [0, 1], and their Dice."""
-    common = total = 0.0
+    common = total = np.zeros(1)
     for part, masks in _slabs(trace):
         wanted = mask[part].flatten()
         flat = masks.flatten(1)
-        common = common + (flat @ wanted).double()
-        total = total + (flat.sum(1) + wanted.sum()).double()
-    dice = 2 * common / total.clamp_min(1e-9)
+        common = common + (flat @ wanted).cpu().numpy().astype(np.float64)
+        total = total + (flat.sum(1) + wanted.sum()).cpu().numpy().astype(np.float64)
+    dice = 2 * common / np.maximum(total, 1e-9)
     return int(dice.argmax()), float(dice.max())
 
 
 def ranked(parts: Tensor) -> list[tuple[int, float]]:
     """(number, share of the sum), the largest first."""
-    shares = (parts.double() / parts.double().sum().clamp_min(1e-12)).cpu()
-    return [(int(number), float(shares[number])) for number in shares.argsort(descending=True)]
+    shares = parts.cpu().numpy().astype(np.float64)
+    shares = shares / max(float(shares.sum()), 1e-12)
+    return [(int(number), float(shares[number])) for number in np.argsort(-shares, kind="stable")]
 
 
 def class_name(card: ModelCard, value: int) -> str:

@@ -69,7 +69,7 @@ def entropy_of(grid: ScoreGrid, keep: np.ndarray, cancel: CancelToken) -> tuple[
     of the class there, share of voxels where it is below one half, mean entropy). keep: (*box) bool, the body."""
     kept = torch.from_numpy(np.ascontiguousarray(keep)).to(grid.device)
     entropy = np.empty(grid.shape, dtype=np.float32)
-    sums = torch.zeros(4, grid.classes, dtype=torch.float64)
+    sums = np.zeros((4, grid.classes))
     for first in range(0, grid.shape[0], LAYERS):
         cancel.check()
         last = min(first + LAYERS, grid.shape[0])
@@ -78,9 +78,9 @@ def entropy_of(grid: ScoreGrid, keep: np.ndarray, cancel: CancelToken) -> tuple[
         chaos = torch.special.entr(scores).sum(-1) / math.log(max(grid.classes, 2))
         entropy[first:last] = chaos.cpu().numpy()
         best, winner = scores.max(-1)
+        number = winner.cpu().numpy().ravel()           # summed in float64, which Apple's GPUs do not have
         for row, values in enumerate((torch.ones_like(best), best, (best < 0.5).float(), chaos)):
-            sums[row] += torch.bincount(winner.flatten(), weights=values.flatten().double(),
-                                        minlength=grid.classes).cpu()
+            sums[row] += np.bincount(number, weights=values.cpu().numpy().ravel(), minlength=grid.classes)
     rows = {}
     for value in range(1, grid.classes):
         count = float(sums[0, value])

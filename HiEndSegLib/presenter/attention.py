@@ -118,6 +118,8 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
         with self._change():
             self._catalogue.refresh()
             self._follow_segment()
+            if self._extras.uncertainty is not None and self._uncertainty_is_old():
+                self._drop_uncertainty()
             if not self._away:
                 self._ask()
 
@@ -276,8 +278,9 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
             return
         state = self._segment.state
         if state.model_id and not self._own_model and (self.card is None or self.card.key != state.model_id):
+            before = self.card
             self._catalogue.choose(state.model_id)
-            self._model_changed()
+            self._model_changed(before)
         if state.volume_id != self._volume_id:
             self._take_volume(state.volume_id)
 
@@ -289,9 +292,11 @@ class AttentionPresenter(AttentionAsking, AttentionChoices, AttentionExtras):
             self._extras.forget_volume()
             self._stage.volume_changed()
 
-    def _model_changed(self) -> None:
-        """Results of the other model are no answer any more."""
+    def _model_changed(self, before: Any) -> None:
+        """Results of the model of before are no answer any more; a block of another network is another block."""
         self._results, self.object_query = {}, None
+        if before is None or self.card is None or before.network != self.card.network:
+            self.layer = self.other_layer = None
         self._drop_uncertainty()
         self._extras.forget_model()
         if self.query == "query":

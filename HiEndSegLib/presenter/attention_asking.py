@@ -67,7 +67,9 @@ class AttentionAsking:
             layers = list(dict.fromkeys([*layers, self.other_layer]))
         asked = self._ask_one(MAIN, self.card, layers)
         if self.compare == "model" and self.other_card is not None:
-            asked |= self._ask_one(OTHER, self.other_card, layers)
+            # Blocks of two different networks have nothing to do with each other: then the other one's own default.
+            same = self.other_card.network == self.card.network
+            asked |= self._ask_one(OTHER, self.other_card, layers if same else None)
         else:
             self._line.forget(OTHER)
             self._results.pop(OTHER, None)
@@ -81,9 +83,9 @@ class AttentionAsking:
                                 "all"}
         mask, target = None, None
         if self.query == "structure":
-            target = ("structure", self.structure)
             segmentation, structure, volume_id = self._segmentation_id(), self.structure, self._volume_id
             stage = self._stage
+            target = ("structure", segmentation, structure, stage.segment_stamp(segmentation, structure))
 
             def mask() -> Any:
                 return stage.mask(segmentation, structure, volume_id)

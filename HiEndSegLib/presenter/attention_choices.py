@@ -16,8 +16,7 @@ class AttentionChoices:
             before = self.card
             if self._catalogue.choose(id_) and self.card is not before:
                 self._own_model = self._segment is not None and self.card.key != self._segment.state.model_id
-                self.layer = self.other_layer = None
-                self._model_changed()
+                self._model_changed(before)
 
     def set_query(self, id_: str) -> None:
         """"point", "structure" or "query"."""

@@ -21,7 +21,7 @@ class Extras:
     def __init__(self, jobs: list | None = None):
         self.jobs: list[Any] = [] if jobs is None else jobs
         self.running: Any = None                # the uncertainty job whose answer is wanted
-        self.running_for: tuple = ()            # volume id and model of it
+        self.running_for: tuple = ()            # volume as it was, and model
         self._said: Any = None                  # its progress, as shown
         for job in self.jobs:
             job.cancel()
@@ -38,7 +38,7 @@ class Extras:
     def point_moved(self) -> None:
         """What was said about the place before."""
         self.inspect: Any = None
-        self.inspect_error = ""
+        self.inspect_error, self.inspect_picture = "", b""
 
     def forget_model(self) -> None:
         """What was said by the model before; a map of uncertainty is dropped by the presenter."""
@@ -143,7 +143,8 @@ class AttentionExtras:
 
         result = self._results["main"][1]
         main, other = find(result, self.layer, self.head), None
-        if self.compare == "layer" and self.other_layer in [one.layer for one in result.maps]:
+        if self.compare == "layer" and self.other_layer in [one.layer for one in result.maps] and \
+                self.other_layer != main.layer:
             other = find(result, self.other_layer, self.head)
         elif self.compare == "model" and "other" in self._results:
             second = self._results["other"][1]
@@ -154,10 +155,8 @@ class AttentionExtras:
     @property
     def is_even(self) -> bool:
         """Whether the chosen map says next to nothing."""
-        from .attention_maps import EVEN
-
         maps = self._maps()
-        return maps is not None and float(maps[0].weights.max()) * maps[0].weights.size < EVEN
+        return maps is not None and maps[0].is_even
 
     def _draw_maps(self) -> None:
         """Into the scene and the views; both maps of a comparison with the same colors."""
@@ -235,6 +234,7 @@ class AttentionExtras:
         extras, sentence = self._extras, "" if answer.error is None else str(answer.error)
         if slot == "inspect":
             extras.inspect, extras.inspect_error = answer.result, sentence
+            extras.inspect_picture = b"" if answer.result is None else self._embeddings(answer.result)
             return
         extras.ranks, extras.rank_error, extras.rank_picture = answer.result or [], sentence, b""
         if extras.ranks:
@@ -243,6 +243,17 @@ class AttentionExtras:
             taps = self.taps
             extras.rank_picture = bars([row.rank for row in extras.ranks], [str(row.layer) for row in extras.ranks],
                                        marked=[row.layer in taps for row in extras.ranks])
+
+    def _embeddings(self, found: Any) -> bytes:
+        """Where the queries lie among each other, as in figures 3 to 5 of arXiv 2511.15603."""
+        from ..pictures import Dot, scatter
+
+        colors = {label.id: tuple(label.color) for label in self.card.labels} if self.card is not None else {}
+        main = found.at_point[0][0] if found.at_point else None
+        panels = [[Dot(str(query.number), query.place[first], query.place[first + 1],
+                       colors.get(query.classes[0][0], (128, 134, 140)), query.number == main)
+                   for query in found.queries] for first in (0, 2)]
+        return scatter(list(zip((_("Class embeddings"), _("Mask embeddings")), panels)))
 
     # ------------------------------------------------------------------------------------------ uncertainty
 
@@ -260,7 +271,7 @@ class AttentionExtras:
             try:
                 extras.running = self._engine.submit_uncertainty(self._stage.read(self._volume_id), model=self.card,
                                                                  device=self._device())
-                extras.running_for = (self._volume_id, self.card.key)
+                extras.running_for = (self._stage.stamp(self._volume_id), self.card.key)
                 extras.jobs.append(extras.running)
                 extras.uncertainty_error = ""
             except HiEndSegError as error:
@@ -271,7 +282,7 @@ class AttentionExtras:
         if job is None or job is not extras.running:
             return
         extras.running = None
-        if isinstance(job.error, Cancelled) or extras.running_for != (self._volume_id, self.card and self.card.key):
+        if isinstance(job.error, Cancelled) or self._uncertainty_is_old():
             return
         if job.error is not None:
             extras.uncertainty_error = str(job.error)
@@ -295,6 +306,12 @@ class AttentionExtras:
             except HiEndSegError as error:
                 extras.uncertainty_error, extras.uncertainty_shown = str(error), False
 
+    def _uncertainty_is_old(self) -> bool:
+        """Whether volume or model are others than when it was asked for."""
+        volume = self._node(self._volume_id)
+        return volume is None or self.card is None or \
+            self._extras.running_for != (self._stage.stamp(self._volume_id), self.card.key)
+
     def _drop_uncertainty(self) -> None:
         """Its map belongs to a volume and a model."""
         extras, node_id = self._extras, self._extras.uncertainty_id
@@ -306,10 +323,17 @@ class AttentionExtras:
         self._stage.drop_extra(node_id)
 
     def _front_uncertainty(self) -> None:
+        from .attention_show import UNSURE
+
         extras = self._extras
         extras.uncertainty_id = self._stage.show_extra(
             self._volume_id, extras.uncertainty.entropy, extras.uncertainty_id, _("Uncertainty"),
-            opacity=self.opacity, floor=max(0.05, self.threshold * 0.5), legend=_("Uncertainty, 0 to 1"))
+            opacity=self.opacity, floor=unsure_floor(self.threshold), legend=_(UNSURE))
+
+
+def unsure_floor(threshold: float) -> float:
+    """Uncertainty below which nothing is drawn."""
+    return max(0.05, threshold * 0.5)
 
 
 def heat_colors(shares: Any) -> Any:

@@ -10,8 +10,6 @@ from ..operations.attend_result import AttentionMap, AttentionResult
 #: Cells along the longest axis up to which a map is shown on a finer lattice, and how much finer: odd numbers, so that
 #: every cell's center stays a voxel's center.
 _FINER = ((16, 5), (32, 3))
-#: A map whose strongest cell gets less than so many even shares says next to nothing.
-EVEN = 1.5
 
 
 def find(result: AttentionResult, layer: int | None, head: str) -> AttentionMap:
@@ -26,7 +24,7 @@ def find(result: AttentionResult, layer: int | None, head: str) -> AttentionMap:
 def telling(result: AttentionResult) -> int:
     """The deepest layer of a result whose attention is not spread evenly; the last one where all are."""
     means = [one for one in result.maps if one.head in (None, result.maps[0].head)]
-    good = [one.layer for one in means if float(one.weights.max()) * one.weights.size >= EVEN]
+    good = [one.layer for one in means if not one.is_even]
     return good[-1] if good else means[-1].layer
 
 

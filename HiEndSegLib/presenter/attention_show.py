@@ -21,8 +21,8 @@ def _mark(text: str) -> str:
 
 #: Blocks that the Hi-End-MAE paper shows (operations/attend_result.py, which needs numpy).
 PAPER_LAYERS = (2, 5, 8, 11)
-#: Title of the color bar.
-LEGEND = _mark("Times an even share")
+#: Titles of the color bar.
+LEGEND, UNSURE = _mark("Times an even share"), _mark("Uncertainty, 0 to 1")
 
 
 def show(p: AttentionPresenter) -> AttentionState:
@@ -44,6 +44,7 @@ def show(p: AttentionPresenter) -> AttentionState:
         volume_id=p._volume_id, segmentation_id=p._segmentation_id(), model_id=None if card is None else card.key,
         models=tuple(ModelChoice(other.key, _title(other, p)) for other in p._catalogue.cards),
         point_id=stage.point.node_id, point=stage.point.position, placing=stage.point.placing,
+        point_text="" if stage.point.position is None else place_words(stage.point.position),
         heat_id=stage.heat_id, opacity=p.opacity, threshold=p.threshold, smooth=p.smooth,
         heads_wanted=extras.heads_wanted, heads_picture=extras.heads_picture, compare_picture=extras.compare_picture,
         rank_available=not basic, rank_working=line.asks("ranks"), rank=tuple(
@@ -67,7 +68,7 @@ def map_title(p: AttentionPresenter, slot: str, one: Any) -> str:
     if p.compare == "model":
         card = p.card if slot == "main" else p.other_card
         return card.title if card is not None else ""
-    return block_title(one.layer, p.kind)
+    return block_title(one.layer, p._results["main"][1].kind)
 
 
 def map_words(p: AttentionPresenter, one: Any) -> str:
@@ -90,8 +91,9 @@ def map_words(p: AttentionPresenter, one: Any) -> str:
 
 
 def place_words(point: Any) -> str:
-    """"R 12 A -40 S 150" in mm."""
-    return " ".join(f"{letter} {value:.0f}" for letter, value in zip("RAS", point))
+    """"R 12, P 40, S 150 mm", as the library's sentences have it (`attend_result.point_words`, which needs numpy)."""
+    return ", ".join(f"{pair[0] if round(value) >= 0 else pair[1]} {abs(value):.0f}"
+                     for pair, value in zip(("RL", "AP", "SI"), point)) + " mm"
 
 
 def _structure_name(p: AttentionPresenter) -> str:
@@ -114,6 +116,8 @@ def _what_happens(p: AttentionPresenter, phase: str, obstacle: str, working: boo
         headline = maps[0].sentence or map_words(p, maps[0])
     else:
         headline = obstacle or _("See what the model looks at in \"{volume}\".").format(volume=name)
+    if p._extras.uncertainty_shown and phase != "failed":
+        headline = _("Where {model} is unsure").format(model=p.card.title)
     notes = list(result.sentences[1:]) if result is not None and phase == "shown" else []
     if phase == "shown" and p.is_even:
         notes.append(_("This block spreads its attention almost evenly, so the map says little; try another block."))
@@ -124,11 +128,18 @@ def _what_happens(p: AttentionPresenter, phase: str, obstacle: str, working: boo
     if phase == "shown" and p._error:
         notes.append(p._error)
     return {"headline": headline, "detail": " ".join(dict.fromkeys(notes)),
-            "meaning": _named(p, result.sentences[0]) if result is not None and result.sentences else "",
+            "meaning": _meaning(p, result),
             "button_text": _("Hide the map") if p._open else _("Show the map"),
             "button_enabled": p._open or not obstacle,
             "button_tooltip": _("Views and mouse will be as before.") if p._open else obstacle or
             _("Ask what the model looks at from the point; it can be dragged afterwards.")}
+
+
+def _meaning(p: AttentionPresenter, result: Any) -> str:
+    """What bright places of the map on screen mean."""
+    if p._extras.uncertainty_shown:
+        return " ".join(p._extras.uncertainty.sentences[:1])
+    return _named(p, result.sentences[0]) if result is not None and result.sentences else ""
 
 
 def _questions(p: AttentionPresenter, result: Any) -> dict:
@@ -149,12 +160,13 @@ def _questions(p: AttentionPresenter, result: Any) -> dict:
                    else _("This model has no object queries.")))
     depth = 0 if result is None else result.layers
     taps = p.taps
-    layers = tuple(LayerRow(n, block_title(n, p.kind), n in taps) for n in range(depth))
+    kind = p.kind if result is None else result.kind            # what is there may be another than was asked for
+    layers = tuple(LayerRow(n, block_title(n, kind), n in taps) for n in range(depth))
     heads = 0 if result is None or p.kind == "rollout" else result.heads
     return {"queries": queries, "query": p.query, "kinds": kinds, "kind": p.kind, "layers": layers,
             "structures": tuple(StructureChoice(*row) for row in rows), "structure": p.structure,
             "object_query": p.object_query, "layer": p.layer or 0,
-            "layer_text": _layer_text(p.layer, depth, taps, p.kind),
+            "layer_text": _layer_text(p.layer, depth, taps, kind),
             "heads": (HeadRow("mean", _("Mean of {count}").format(count=heads) if heads > 1 else _("Mean")),
                       *(HeadRow(str(n), head_title(str(n))) for n in range(heads if heads > 1 else 0))),
             "head": p.head}
@@ -173,19 +185,23 @@ def _layer_text(layer: int | None, depth: int, taps: tuple[int, ...], kind: str)
 
 
 def _look(p: AttentionPresenter, result: Any) -> dict:
-    if result is None:
+    """Colors and threshold of the map on screen."""
+    if result is None and not p._extras.uncertainty_shown:
         return {}
     from ..bridge.heat import heat_color
     from ..pictures import color_bar
-    from .attention_extras import heat_colors
+    from .attention_extras import heat_colors, unsure_floor
 
-    top = p._stage.top
-    return {"legend_picture": color_bar(heat_colors, top=top, floor=p.threshold * top),
-            "threshold_text": _("Nothing is drawn below {value} times an even share.").format(
-                value=f"{p.threshold * top:.1f}"),
+    if p._extras.uncertainty_shown:
+        top, floor, title = 1.0, unsure_floor(p.threshold), _(UNSURE)
+        words = _("Nothing is drawn below an uncertainty of {value}.").format(value=f"{floor:.2f}")
+    else:
+        top, floor, title = p._stage.top, p.threshold * p._stage.top, _(LEGEND)
+        words = _("Nothing is drawn below {value} times an even share.").format(value=f"{floor:.1f}")
+    return {"legend_picture": color_bar(heat_colors, top=top, floor=floor), "threshold_text": words,
             "legend": tuple(LegendRow(share * top, f"{share * top:.1f}", heat_color(share))
                             for share in (0.0, 0.25, 0.5, 0.75, 1.0)),
-            "legend_title": _(LEGEND)}
+            "legend_title": title}
 
 
 def _compared(p: AttentionPresenter, result: Any) -> dict:
@@ -199,11 +215,15 @@ def _compared(p: AttentionPresenter, result: Any) -> dict:
         sentence = _("{first} and {second} have {share} % of their attention in common.").format(
             first=map_title(p, "main", maps[0]), second=map_title(p, "other", maps[1]),
             share=f"{100 * in_common(*maps):.0f}")
+    elif maps is not None and p.compare == "layer" and p.other_layer == maps[0].layer:
+        sentence = _("Both are the same; choose another block.") if result.layers > 1 else \
+            _("There is one map only; compare it with another model's.")
     elif p.compare == "model" and not others:
         sentence = _("There is no other model to compare with; adapt this one, or add one.")
     depth = 0 if result is None else result.layers
     return {"compare": p.compare, "compare_models": others, "other_layer": p.other_layer or 0,
-            "other_layer_text": _layer_text(p.other_layer, depth, p.taps, p.kind), "other_model_id": p._other_key,
+            "other_layer_text": _layer_text(p.other_layer, depth, p.taps, p.kind if result is None else result.kind),
+            "other_model_id": p._other_key,
             "other_heat_id": p._stage.other_id, "compare_sentence": sentence,
             "side_by_side": p._extras.side_by_side, "side_by_side_available": p._stage.pair.available
             and p.compare != "none"}
@@ -267,7 +287,8 @@ def _inspector(p: AttentionPresenter, obstacle: str) -> dict:
             _("Speaks for: {classes}. Closest by class: {by_class}; by mask: {by_mask}.").format(
                 classes=likely, by_class=", ".join(near(query.similar_classes)) or "-",
                 by_mask=", ".join(near(query.similar_masks)) or "-")))
-    return {**base, "inspect": tuple(rows), "inspect_sentence": extras.inspect_error or
+    return {**base, "inspect": tuple(rows), "inspect_picture": extras.inspect_picture,
+            "inspect_sentence": extras.inspect_error or
             _named(p, " ".join(found.sentences))}
 
 

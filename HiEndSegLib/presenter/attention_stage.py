@@ -95,6 +95,17 @@ class Stage:
             rows.append((id_, segment.GetName(), tuple(int(round(255 * c)) for c in segment.GetColor())))
         return rows
 
+    def segment_stamp(self, segmentation_id: str | None, structure: str) -> int:
+        """Another one whenever the segment was drawn or moved."""
+        node = self._node(segmentation_id)
+        segment = node.GetSegmentation().GetSegment(structure) if node is not None and node.GetSegmentation() else None
+        if segment is None:
+            return 0
+        transform = node.GetParentTransformNode()
+        drawn = segment.GetRepresentation(node.GetSegmentation().GetSourceRepresentationName())
+        parts = [part for part in (drawn, transform) if part is not None]
+        return max((part.GetMTime() for part in parts), default=0)
+
     def mask(self, segmentation_id: str | None, structure: str, volume_id: str) -> Any:
         """A segment's voxels on the volume's lattice, cropped. InputError: it is gone or empty."""
         from ..bridge.layers import read_segments

@@ -154,6 +154,7 @@ class AttentionState:
     query: str = "point"
     point_id: str | None = None             # the markups node with the one point
     point: tuple[float, float, float] | None = None     # mm, RAS of the world
+    point_text: str = ""
     placing: bool = False                   # the next click in a view sets the point
     structures: tuple[StructureChoice, ...] = ()
     structure: str | None = None
@@ -211,6 +212,7 @@ class AttentionState:
     inspect_tooltip: str = ""
     inspect_working: bool = False
     inspect: tuple[InspectRow, ...] = ()
+    inspect_picture: bytes = b""            # the queries among each other, by class and by mask embedding
     inspect_sentence: str = ""
 
     @property

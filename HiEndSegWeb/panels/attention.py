@@ -32,8 +32,7 @@ class AttentionPanel(Panel):
             v3.VBtn("Set the point", click=self.guarded(presenter.place_point), id="att-place",
                     color=("att_placing ? 'primary' : undefined",), title="The next click in a slice is the question",
                     prepend_icon="mdi-crosshairs-gps")
-        html.Div("{{ att_point ? 'R ' + att_point[0].toFixed(0) + ', A ' + att_point[1].toFixed(0) + ', S ' + "
-                 "att_point[2].toFixed(0) + ' mm' : '' }}", classes="hes-sentence", id="att-point")
+        html.Div("{{ att_point_text }}", classes="hes-sentence", id="att-point")
         with html.Div(v_if=("att_working",), classes="mb-2"):
             v3.VProgressLinear(model_value=("100 * att_fraction",), height=8, color="primary", id="att-progress",
                                indeterminate=("!att_fraction",), raw_attrs=['aria-label="Computing"'])
@@ -107,6 +106,8 @@ class AttentionPanel(Panel):
                 html.Td("{{ row.structure }}")
                 html.Td("{{ (100 * row.probability).toFixed(0) }} %")
                 html.Td("{{ row.share === null ? '' : (100 * row.share).toFixed(0) + ' %' }}")
+        html.Img(v_if=("att_inspect_picture",), src=("att_inspect_picture",), style="width: 100%",
+                 alt="Object queries by class and mask embedding", id="att-inspect-picture")
         html.Div("{{ att_inspect_working ? 'Running the mask head…' : att_inspect_sentence }}", classes="hes-sentence")
 
     def _compare(self) -> None:
