@@ -12,6 +12,7 @@ from HiEndSegLib.geometry.curve import apply_curve
 from HiEndSegLib.models.loading import Model
 from HiEndSegLib.networks.objective import asked_loss
 from HiEndSegLib.operations.adapt_calibrate import _curved, _kept
+from HiEndSegLib.operations.adapt_report import mean_loss
 from HiEndSegLib.operations.adapt_scores import dice
 from HiEndSegLib.operations.segment import segment
 from HiEndSegLib.tasks import CancelToken
@@ -154,3 +155,43 @@ def test_the_parents_answer_counts_where_it_names_what_is_not_taught():
     changed[2, 10:], changed[1, 10:] = 1e-3, 1
     assert float(_kept(changed, parent_says, [1])) > 5
     assert float(_kept(scores, torch.zeros(15, dtype=torch.uint8), [1])) == 0
+
+
+# ------------------------------------------------------------------------------------- what a curve costs the others
+
+
+def washed_out():
+    """A person whose liver hardly differs from water, and the liver alone drawn."""
+    volume, labels = phantom(seed=1)
+    liver = labels.array == 1
+    array = volume.array.astype(float)
+    array[liver] = 10 + np.random.default_rng(0).normal(0, 8, liver.sum())
+    return volume.with_array(array.astype(np.int16)), labels.with_array(liver.astype(np.uint8))
+
+
+def test_what_a_curve_changes_in_others_is_told_by_the_answer_of_the_model_that_was_given():
+    volume, drawn = washed_out()
+    result = run(parent(), volume, drawn, ["liver"], steps=1, recipe={"curve_steps": STEPS})
+    assert result.report["grey_values"]["kept"] and result.report["grey_values"]["others_lost"] > 0.02
+    before, after = (segment(model, volume, device="cpu", precision="float32").labels.array == 2
+                     for model in (parent(), learned(result)))
+    told = row(result, "kidney_left", "protected")
+    assert told["dice_before"] is None and told["agreement"] == pytest.approx(dice(after, before), abs=0.05)
+    assert told["agreement"] < 0.95 and "kidney_left" in result.report["worse"]
+    assert "Not taught and changed: Left kidney" in result.report["sentence"]
+
+
+def test_a_curve_that_costs_the_others_more_than_it_gains_is_left_out():
+    volume, drawn = washed_out()
+    result = run(parent(), volume, drawn, ["liver"], steps=1, recipe={"curve_steps": STEPS, "protect": 5.0})
+    grey = result.report["grey_values"]
+    assert grey["dice_after"] > grey["dice_before"] + 0.02 and not grey["kept"] and result.curve == []
+    assert any("other structures would have lost more" in sentence for sentence in result.messages)
+
+
+def test_what_the_others_lose_decides_whether_it_got_better():
+    rows = [{"dice_before": 0.9, "dice_after": 0.5, "agreement": 0.6, "voxels": 500},
+            {"dice_before": None, "dice_after": None, "agreement": 0.9, "voxels": 500},
+            {"dice_before": None, "dice_after": None, "agreement": 0.0, "voxels": 20}]
+    assert mean_loss(rows) == pytest.approx(0.25) and mean_loss([]) == 0.0
+    assert mean_loss([{"dice_before": 0.5, "dice_after": 0.9, "agreement": 0.1, "voxels": 500}]) == 0.0

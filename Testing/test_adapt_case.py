@@ -1,11 +1,17 @@
 """Held-out slabs, scores against MONAI's, and what the teaching loss asks for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from adapt_phantoms import phantom, untrained
+from adapt_phantoms import LEGEND, phantom, untrained
 
+from HiEndSegLib.errors import InputError
+from HiEndSegLib.geometry.volume import Volume
+from HiEndSegLib.geometry.writing import read_labels, write_labels
 from HiEndSegLib.networks.objective import teaching_loss
+from HiEndSegLib.operations.adapt import _Job
 from HiEndSegLib.operations.adapt_case import (
     OPEN,
     Case,
@@ -17,6 +23,7 @@ from HiEndSegLib.operations.adapt_case import (
 )
 from HiEndSegLib.operations.adapt_crops import CropSampler
 from HiEndSegLib.operations.adapt_scores import dice, surface_distance
+from HiEndSegLib.tasks import CancelToken, no_progress, no_record
 
 
 def columns(**spans):
@@ -87,7 +94,6 @@ def test_every_other_crop_is_about_a_taught_structure():
 def test_labels_outside_their_lattice_are_not_annotated():
     volume, labels = phantom()
     half = labels.with_array(labels.array)
-    from dataclasses import replace
     half = replace(labels, array=labels.array[:18])
     found = labels_on(on_model_lattice(volume, untrained().card), half)
     assert (found[19:] == OPEN).all() and (found[:17] == labels.array[:17]).all()
@@ -173,3 +179,33 @@ def test_structures_vary_in_brightness_and_the_background_does_not():
     assert abs(inside[0] - inside[1]) > 1 and min(map(abs, inside)) > 1
     assert varied[8].abs().max() < 0.1 * max(map(abs, inside))
     assert torch.equal(vary_structures(image, structures, np.random.default_rng(0), 0.0), image)
+
+
+def test_beyond_a_slicer_segmentation_nothing_is_drawn_and_beyond_other_labels_nobody_knows(tmp_path):
+    volume, labels = phantom()
+    box = tuple(slice(a, b) for a, b in ((4, 30), (4, 30), (2, 30)))
+    matrix = labels.ijk_to_ras.copy()
+    matrix[:3, 3] = (labels.ijk_to_ras @ [4, 4, 2, 1.0])[:3]
+    part = Volume(labels.array[box].copy(), matrix, "part")
+    write_labels(part, LEGEND, tmp_path / "mine.seg.nrrd")
+    write_labels(part, LEGEND, tmp_path / "mine.nii.gz")
+    seen = {}
+    for name in ("mine.seg.nrrd", "mine.nii.gz"):
+        found, _legend = read_labels(tmp_path / name)
+        job = _Job(untrained(), no_progress, no_record, CancelToken())
+        job.check_options(["liver"], LEGEND, "quick", "ask", "auto", None)
+        seen[name] = job.check_input(volume, found)[1].array
+    outside = np.ones(labels.array.shape, bool)
+    outside[box] = False
+    assert (seen["mine.seg.nrrd"][outside] == 0).all() and (seen["mine.nii.gz"][outside] == OPEN).all()
+    assert all((array[box] == labels.array[box]).all() for array in seen.values())
+
+
+def test_labels_beside_the_volume_are_said_to_lie_there():
+    volume, labels = phantom()
+    matrix = labels.ijk_to_ras.copy()
+    matrix[0, 3] += 5000
+    job = _Job(untrained(), no_progress, no_record, CancelToken())
+    job.check_options(["liver"], LEGEND, "quick", "ask", "auto", None)
+    with pytest.raises(InputError, match="What is drawn lies outside the volume"):
+        job.check_input(volume, replace(labels, ijk_to_ras=matrix))

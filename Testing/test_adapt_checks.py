@@ -39,7 +39,7 @@ def test_empty_and_tiny_structures_block():
     labels[50, 5, 5:7] = 8
     empty, tiny = look(labels, None, ["kidney_right", "kidney_left"])
     assert (empty.kind, empty.ids, empty.blocking) == ("empty", ("kidney_right",), True)
-    assert "not one voxel" in empty.sentence and "untick" in empty.sentence
+    assert "not one voxel" in empty.sentence and "leave it out" in empty.sentence
     assert (tiny.kind, tiny.ids, tiny.blocking) == ("tiny", ("kidney_left",), True)
     assert "2 voxels (0.054 ml)" in tiny.sentence and "at least 0.22 ml" in tiny.sentence
 

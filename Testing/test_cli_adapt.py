@@ -176,13 +176,18 @@ def _nonsense_json(path):
     path.with_name("labels.json").write_text('{"1": ')
 
 
+def _two_livers(path):
+    nibabel.save(nibabel.Nifti1Image(np.arange(125).reshape(5, 5, 5).astype(np.uint8) % 3, np.eye(4)), path)
+    path.with_name("labels.json").write_text('{"1": "Liver", "2": "liver"}')
+
+
 def _an_image(path):
     nibabel.save(nibabel.Nifti1Image(np.full((5, 5, 5), -20, np.int16), np.eye(4)), path)
 
 
 @pytest.mark.parametrize("write, words", [
     (_empty, "is empty: no voxel of it has a label"), (_only_open, "is empty"), (_an_image, "is not a label map"),
-    (_doubled_json, "gives a value to two structures"), (_nonsense_json, "does not say what the labels mean"),
+    (_two_livers, "holds more than one Liver"), (_doubled_json, "gives a value to two structures"), (_nonsense_json, "does not say what the labels mean"),
     (lambda path: None, "does not exist")])
 def test_bad_labels_end_in_one_sentence(capsys, engine, ct, write, words):
     path = ct.with_name("l.nii")

@@ -15,10 +15,11 @@ from engine_helpers import leftovers, until
 
 from HiEndSegLib.engine.client import EngineClient
 from HiEndSegLib.engine.local import LocalEngine
-from HiEndSegLib.errors import EngineError, ModelError, OptionError, OutOfMemoryError
+from HiEndSegLib.errors import EngineError, ModelError, OptionError, OutOfMemoryError, OutputError
 from HiEndSegLib.geometry.labels import Label
 from HiEndSegLib.geometry.volume import Volume
 from HiEndSegLib.models.registry import USER_FOLDER_VARIABLE, Registry
+from HiEndSegLib.models.teaching import has_teaching
 
 LIVER, CORE = Label(1, "liver", "Liver", (221, 130, 101)), Label(7, "core", "Core", (9, 8, 7))
 SETTINGS = {"model": "tiny", "device": "cpu", "threads": 1}
@@ -206,3 +207,48 @@ def test_plans_of_both_speeds(client):
     assert 0 < plans["quick"].minutes < plans["full"].minutes * 10 and plans["quick"].bytes_host > 1e8
     one = client.submit_plan_adapt(volume, model="tiny", speed="full", device="cpu").result(60)
     assert set(one) == {"full", "auto"}
+
+
+def test_images_are_copied_only_where_that_was_asked_for(client):
+    """Follows the tests above: "core" remembers its case."""
+    volume, labels = case()
+    other = volume.with_array(np.ascontiguousarray(volume.array[::-1]), name="C")
+    made = []
+    for name, parent, value in (("Not asked", "core", 8), ("Not asked either", "not-asked", 9)):
+        drawn = labels.array[::-1] // CORE.value * np.uint8(value)
+        new = Label(value, f"new_{value}", f"New {value}", (1, 1, value))
+        made.append(client.adapt(other, labels.with_array(drawn), [LIVER, new], name=name, structures=[new.id], steps=2,
+                                 keep_if_worse=True, **{**SETTINGS, "model": parent}))
+    assert [result.report["teaching_cases"] for result in made] == [1, 1], "the case of the grandparent still counts"
+    assert not any(has_teaching(Registry().get(result.key)) for result in made)
+    assert has_teaching(Registry().get("core"))
+
+
+def test_what_was_learned_survives_a_disk_that_is_full_at_the_end(models, monkeypatch):
+    from HiEndSegLib.models import versions
+
+    before = files_in(models)
+
+    def full(*_arguments, **_options):
+        raise OutputError("… could not be written because the disk is full; make room.")
+
+    with LocalEngine() as local:
+        with monkeypatch.context() as patch:
+            patch.setattr(versions, "write_version", full)
+            result = submit(local, name="Full disk", steps=2, keep_if_worse=True).result(120)
+            assert result.key is None and result.unsaved and result.report["taught"] and files_in(models) == before
+            assert any("could not be written because the disk is full" in sentence for sentence in result.messages)
+            with pytest.raises(OutputError):
+                local.submit_keep(result.unsaved).result(60)
+        kept = local.submit_keep(result.unsaved).result(60)
+        assert kept.key == "full-disk@1.0.0" and Registry().get("full-disk").title == "Full disk"
+
+
+def test_too_little_room_is_said_before_anything_is_learned(models, monkeypatch):
+    import shutil
+
+    from HiEndSegLib.models import versions
+
+    monkeypatch.setattr(versions.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with LocalEngine() as local, pytest.raises(OutputError, match="may need .* MB and 0 MB are free"):
+        submit(local, name="No room").result(60)

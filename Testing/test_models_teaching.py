@@ -19,7 +19,7 @@ from HiEndSegLib.models import teaching
 from HiEndSegLib.models.card import read_card
 from HiEndSegLib.models.registry import Registry
 from HiEndSegLib.models.teaching import (TeachingCase, case_fingerprint, forget_teaching, has_teaching, read_teaching,
-                                         with_case, write_teaching)
+                                         with_case, without, write_teaching)
 
 
 def case(number=0, shape=(6, 5, 4), **changes):
@@ -233,3 +233,29 @@ def test_adding_a_folder_leaves_its_teaching_set_behind(card, tmp_path):
     write_teaching([case()], card.folder)
     added = Registry(tmp_path / "none", tmp_path / "mine").add(card.folder)
     assert sorted(entry.name for entry in added.folder.iterdir()) == ["card.json", "weights.safetensors"]
+
+
+def test_another_structure_of_a_case_does_not_replace_what_was_kept_of_it():
+    first = case(1)
+    second = case(1, labels=np.where(case(1).labels == 9, 5, 0).astype(np.uint8), ids={5: "kidney_left"})
+    rest, new = with_case([first], [second])
+    assert rest.ids == {1: "liver"} and new.ids == {5: "kidney_left"} and rest.held_out == first.held_out
+    assert set(np.unique(rest.labels)) == {0, 1, 255} and (rest.labels[first.labels == 9] == 0).all()
+    assert without(first, ["spleen"]) is first and without(first, ["liver", "kidney_left"]) is None
+
+
+def test_the_set_of_the_nearest_ancestor_counts_and_forgetting_reaches_every_copy(tmp_path, monkeypatch):
+    cards = [dataclasses.replace(read_card(write_bytes_model(tmp_path / "user" / name)), id=name) for name in "abcd"]
+    a, b, c, d = cards
+    monkeypatch.setattr(teaching, "find_parent", lambda card, _cards: {c.key: b, b.key: a}.get(card.key))
+    assert teaching.kept_for(c, cards) is None
+    write_teaching([case(1)], a.folder)
+    assert teaching.kept_for(c, cards) is a and teaching.kept_for(a, cards) is a and teaching.kept_for(d, cards) is None
+    write_teaching([case(1), case(2)], b.folder)
+    write_teaching([case(1)], d.folder)
+    assert teaching.kept_for(c, cards) is b
+    (c.folder / "teaching.npz").write_bytes(b"damaged")
+    assert teaching.forget_cases(a, cards)
+    assert [entry.fingerprint for entry in read_teaching(b)] == [case(2).fingerprint], "of its own case nothing is lost"
+    assert not has_teaching(a) and not has_teaching(d) and has_teaching(c)
+    assert not teaching.forget_cases(a, cards)

@@ -375,3 +375,25 @@ def test_a_curve_goes_with_an_exported_version(registry, tmp_path, monkeypatch):
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("card.json"))
             assert json.loads(archive.read(name))["intensity"]["curve"] == curve
+
+
+def test_versions_that_differ_by_their_curves_alone_are_told_apart(registry, tmp_path, monkeypatch):
+    from HiEndSegLib.models import loading
+
+    monkeypatch.setattr(loading, "_default_builder", lambda: build_small)
+    base, made = registry.get("base"), []
+    for number, name in enumerate(("Anna", "Bernd")):
+        made.append(write_version(base, registry=registry, curve=[[0.0, 10.0 + number], [100.0, 80.0]],
+                                  **adaptation(name, low_rank={}, replaced={})))
+    anna, bernd = made
+    assert anna.weights["sha256"] == bernd.weights["sha256"] and anna.checksum != bernd.checksum
+    child = write_version(bernd, registry=registry, **adaptation("Child", 2))
+    assert registry.parent_of(child).key == bernd.key
+    assert [card.key for card in registry.versions_of(anna)] == []
+    path = export_version(bernd, tmp_path / "bernd.zip", registry=registry)
+    registry.remove(child.key)
+    registry.remove(bernd.key)
+    again = registry.add(path)
+    assert again.key == bernd.key and again.curve == bernd.curve, "Anna's weights are the same, she is another version"
+    registry.remove(again.key)
+    assert registry.parent_of(child) is None, "a parent that is gone is not the next best one"

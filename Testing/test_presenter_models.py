@@ -286,7 +286,7 @@ def test_cases_kept_beside_a_version_are_shown_and_forgotten_when_asked(shelf):
     shelf.presenter.refresh()
     assert [row.title for row in shelf.state.rows if row.teaching] == ["Liver"]
     shelf.presenter.forget_teaching("liver")
-    assert "Delete the parts of images that are kept beside Liver?" in shelf.state.question.text
+    assert "Delete the parts of images that are kept beside Liver, and what" in shelf.state.question.text
     shelf.presenter.answer("cancel")
     assert (card.folder / "teaching.npz").exists()
     shelf.presenter.forget_teaching("liver")

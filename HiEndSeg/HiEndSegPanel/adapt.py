@@ -274,9 +274,11 @@ class AdaptSection:
         texts = [_("Step {step}: loss {loss}.").format(step=losses[-1].step, loss=f"{losses[-1].loss:.3f}")] \
             if losses else []
         if scores:
-            best = max(scores, key=lambda point: point.dice)
-            texts.append(_("Held-out Dice {last}; the best was {best}, at step {step}.").format(
-                last=dice(scores[-1].dice), best=dice(best.dice), step=best.step))
+            texts.append(_("Held-out Dice {last}.").format(last=dice(scores[-1].dice)))
+            best = [point for point in scores if point.best]
+            if best:
+                texts.append(_("The best so far was {best}, at step {step}.").format(best=dice(best[-1].dice),
+                                                                                     step=best[-1].step))
         setText(ui.adaptCurveText, " ".join(texts))
 
     def _showResult(self, state):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import HiEndSegError, OptionError
 from ..models.registry import Registry
-from .adapt_labels import new_structures, read_taught, wanted
+from .adapt_labels import Taught, as_known, new_structures, read_taught, wanted
 from .console import ProgressLine, complain, say, table
 from .interrupt import Interrupt
 from .segment import check_device, make_engine
@@ -29,6 +30,8 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     volume = interrupt.wait_for(read_volume, Path(options.volume),
                                 series=int(series) if series and series.isdigit() else series)
     taught = interrupt.wait_for(read_taught, options.labels, card.labels if card else (), new)
+    if card is None:
+        taught = named_as_the_default(taught)
     structures = wanted(options.structures, taught, new)
     known = {label.id for label in card.labels} if card else set()
     for sentence in dict.fromkeys([*volume.notes, *taught.notes]):
@@ -53,24 +56,39 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
         raise
     finally:
         line.clear()
-    return show(result)
+    return show(result, options.keep_teaching)
 
 
-def show(result: Any) -> int:
-    """Say what came out; the exit code."""
+def named_as_the_default(taught: Taught) -> Taught:
+    """A model from an encoder knows no names: those that the default model has come with its codes and colors."""
+    try:
+        known = Registry().get(None).labels
+    except HiEndSegError:
+        return taught
+    return replace(taught, legend=as_known(taught.legend, known))
+
+
+def show(result: Any, remembered: bool = False) -> int:
+    """Say what came out; the exit code. remembered: whether the case was to be kept beside the version."""
     for sentence in result.messages:
-        say(sentence)
+        if sentence != result.report.get("sentence"):
+            say(sentence)
     say()
     say(score_table(result.report))
     say()
     if result.report.get("sentence"):
         say(result.report["sentence"])
+    if result.key is None and result.report.get("better"):
+        complain("Nothing was kept, because it could not be written; make room and adapt again.")
+        return 1
     if result.key is None:
         complain("Nothing was kept; teach from more or better labels, or give it more --steps"
                  + (", or keep it with --keep-anyway." if result.unsaved else "."))
         return 1
     say(f"Kept as {result.key}. Use it with 'hiendseg segment … --model {result.key}'; take it back with 'hiendseg "
         f"models remove {result.key}'.")
+    if remembered:
+        say("Parts of this case are kept beside it, on this computer only, so that the next case does not undo it.")
     return 0
 
 
@@ -78,13 +96,13 @@ def score_table(report: dict) -> str:
     """Before and after: what was taught on its held-out part, then what was protected."""
     rows = []
     for entry in report.get("taught", ()):
-        rows.append((entry["name"], "new" if entry.get("new") else "taught", _score(entry["dice_before"]),
+        rows.append((entry["name"], _what(entry), _score(entry["dice_before"]),
                      _score(entry["dice_after"]), _mm(entry["surface_before_mm"]), _mm(entry["surface_after_mm"]), ""))
     worse = set(report.get("worse", ()))
     for entry in report.get("protected", ()):
         rows.append((entry["name"], "worse" if entry["id"] in worse else "kept", _score(entry["dice_before"]),
                      _score(entry["dice_after"]), "", "", _score(entry["agreement"])))
-    return table(("Structure", "", "Dice before", "after", "Surface before (mm)", "after", "Same as before"), rows,
+    return table(("Structure", "", "Dice before", "after", "Surface before (mm)", "after", "Agrees with before"), rows,
                  right=(2, 3, 4, 5, 6))
 
 
@@ -113,6 +131,13 @@ class AdaptLine(ProgressLine):
         if not self._live:
             best = ", the best so far" if values.get("best") else ""
             say(f"  step {values.get('step', 0)}: held-out Dice {values['mean']:.3f}{best}", self._stream)
+
+
+def _what(entry: dict) -> str:
+    if entry.get("new"):
+        return "new"
+    before, after = entry["dice_before"], entry["dice_after"]
+    return "taught, worse" if before is not None and after is not None and after < before - 0.01 else "taught"
 
 
 def _score(value: float | None) -> str:

@@ -82,7 +82,9 @@ def read_taught(path: str | Path, known: Sequence[Label], new: Sequence[NewStruc
     if any(label.value == OPEN for label in legend):
         raise InputError(f"{path.name} gives a structure the value {OPEN}, which means 'not annotated'; give it "
                          "another value.")
-    doubled = sorted({label.id for label in legend if sum(other.id == label.id for other in legend) > 1})
+    names = [structure_id(label.name) for label in legend]
+    doubled = sorted({label.name for label, name in zip(legend, names)
+                      if names.count(name) > 1 or sum(other.id == label.id for other in legend) > 1})
     if doubled:
         raise InputError(f"{path.name} holds more than one {', '.join(doubled)}; merge them, or rename one.")
     named = {label.value for label in legend}

@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = importlib.import_module(f".{options.command}", __package__).run(options, interrupt)
         except (Cancelled, KeyboardInterrupt):
-            complain("Stopped; what was finished is kept, and nothing is half-written.")
+            complain("Stopped; nothing was kept." if options.command == "adapt" else
+                     "Stopped; what was finished is kept, and nothing is half-written.")
             code = STOPPED
         except BrokenPipeError:  # `hiendseg … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

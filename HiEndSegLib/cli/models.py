@@ -52,7 +52,7 @@ def _show(registry: Registry, options: argparse.Namespace, interrupt: Interrupt)
         ("Windows", ", ".join(f"{low:g} to {high:g} {unit}" for low, high in card.windows)),
         *([("Grey values", ", ".join(f"{x:.0f} as {y:.0f}" for x, y in card.curve))] if card.curve else []),
         ("Network", f"{card.network['kind']} ({network})"),
-        ("Weights", f"{card.weights['bytes'] / 1e6:.1f} MB, {card.weights['dtype']}, SHA-256 {card.checksum}"),
+        ("Weights", f"{card.weights['bytes'] / 1e6:.1f} MB, {card.weights['dtype']}, SHA-256 {card.weights['sha256']}"),
         ("Licence", card.licence), ("Provenance", card.provenance), ("Folder", card.folder),
     ]).split("\n", 2)[2])
     say()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from ..errors import Cancelled, EngineError, OptionError, OutOfMemoryError
+from ..errors import Cancelled, EngineError, HiEndSegError, OptionError, OutOfMemoryError
 from ..tasks import CancelToken, Progress, Record, subprogress
 from .transfer import plain
 
@@ -67,8 +67,8 @@ def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[
           keep_if_worse: bool = False, sides: str = "ask", threads: int | None = None, memory_limit: int | None = None,
           record: Record, progress: Progress, cancel: CancelToken) -> AdaptResult:
     """See `Engine.submit_adapt`. Nothing is on the disk before the new version is, whole."""
-    from ..models.teaching import read_teaching, with_case
-    from ..models.versions import check_before
+    from ..models.teaching import with_case
+    from ..models.versions import check_before, check_room
     from ..operations import adapt as operation
     from .library import find_card
 
@@ -76,10 +76,11 @@ def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[
     taught = [label for label in legend if label.id in structures]
     card = None if encoder is not None else find_card(model)
     check_before(card, name=name, labels=taught)                      # not after minutes of work
+    check_room(card, volume.array.size if keep_teaching else 0)
     progress(0.0, f"Loading {card.title}" if card is not None else "Reading the encoder")
     loaded = _from_encoder(library, encoder, taught, seed) if card is None else library.ready(card, device, cancel)[0]
     try:
-        teaching = read_teaching(card) if card is not None else []
+        teaching = _taught_before(card)
         recipe = _recipe(library, volume, loaded.card, device, speed, steps, len(teaching), memory_limit, progress)
         cancel.check()
         if cancel.finishing:                              # nothing has begun, so there is no best so far
@@ -95,7 +96,8 @@ def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[
     report = plain(adapted.report)
     case = {"fingerprint": adapted.teaching_case.fingerprint, "shape": [int(n) for n in volume.shape],
             "spacing": [float(s) for s in volume.spacing]}
-    kept = with_case(teaching, [adapted.teaching_case] if keep_teaching else [])
+    # Nothing of a patient is written unless it was asked for; earlier cases stay where they are (`kept_for`).
+    kept = with_case(teaching, [adapted.teaching_case]) if keep_teaching else []
     adapted.teaching_case, network = None, adapted.network
     adapted.network = None
 
@@ -120,7 +122,22 @@ def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[
         return AdaptResult(None, report, messages, library.unsaved.name)
     cancel.check()
     progress(TAUGHT, "Writing the new version")
-    return AdaptResult(write().key, report, messages)
+    library.unsaved = Unsaved(write, report)
+    try:
+        key = write().key
+    except HiEndSegError as error:                        # what was learned took minutes: it can be tried again
+        return AdaptResult(None, report, [*messages, f"It could not be written: {error}"], library.unsaved.name)
+    library.unsaved = None
+    return AdaptResult(key, report, messages)
+
+
+def _taught_before(card: ModelCard | None) -> list:
+    """The cases that the model and what it was adapted from were taught by, as far as they are remembered."""
+    from ..models.registry import Registry
+    from ..models.teaching import kept_for, read_teaching
+
+    holder = None if card is None else kept_for(card, Registry().list())
+    return [] if holder is None else read_teaching(holder)
 
 
 def keep(library: Library, unsaved: str) -> AdaptResult:
@@ -141,6 +158,8 @@ def plan_adapt(library: Library, *, shape: tuple, ijk_to_ras: Any, dtype: str, m
     import numpy as np
 
     from ..geometry.volume import Volume
+    from ..models.registry import Registry
+    from ..models.teaching import kept_for
     from ..operations.adapt_plan import SPEEDS, default_speed
     from ..operations.devices import choose_device
     from .library import find_card
@@ -151,7 +170,10 @@ def plan_adapt(library: Library, *, shape: tuple, ijk_to_ras: Any, dtype: str, m
     kind = choose_device(device).kind
     volume = Volume(np.broadcast_to(np.zeros((), dtype), shape), ijk_to_ras)
     known = structures is None or any(label.id in structures for label in card.labels)
-    plans = {name: _plan(library, volume, card, kind, name, known=known) for name in SPEEDS if speed in (name, "auto")}
+    holder = kept_for(card, Registry().list()) if encoder is None else None
+    teaching = 0 if holder is None else int((holder.adaptation or {}).get("teaching_cases") or 0)
+    plans = {name: _plan(library, volume, card, kind, name, known=known, teaching=teaching) for name in SPEEDS
+             if speed in (name, "auto")}
     return {**plans, "auto": default_speed(kind)}
 
 

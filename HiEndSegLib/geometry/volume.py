@@ -19,7 +19,8 @@ class Volume:
     array: (I, J, K) voxels, any real dtype; a CT holds Hounsfield units.
     ijk_to_ras: (4, 4) float64, millimetres, maps voxel *centres* to RAS, as nibabel's `affine`.
     name: what a person calls it (a file or series name).
-    meta: "modality" ("CT", "MR", …), "source" (a phrase), "notes" (sentences on what was changed while reading).
+    meta: "modality" ("CT", "MR", …), "source" (a phrase), "notes" (sentences on what was changed while reading),
+        "beyond" (a label map's value outside of its lattice, where that is known).
     """
 
     array: np.ndarray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -94,7 +95,7 @@ def _segmentation(image: sitk.Image, segments: list[dict], path: Path) -> tuple[
     if layers.shape[3] == 1 and (layers.dtype == np.uint8 or layers.max(initial=0) < 256):
         values = [segment["label"].value for segment in segments]
         if len(set(values)) == len(values):
-            return lattice.with_array(_as_labels(layers[..., 0])), [segment["label"] for segment in segments]
+            return _closed(lattice.with_array(_as_labels(layers[..., 0]))), [segment["label"] for segment in segments]
     try:
         array, legend, overlapped = merge_layers(layers, segments)
     except ValueError as error:
@@ -103,7 +104,12 @@ def _segmentation(image: sitk.Image, segments: list[dict], path: Path) -> tuple[
     if overlapped:
         volume = volume.with_note(f"{overlapped} voxels belonged to more than one segment; the later segment kept "
                                   "them.")
-    return volume, legend
+    return _closed(volume), legend
+
+
+def _closed(volume: Volume) -> Volume:
+    """Marked as a map that is all there is: Slicer saves the box of the segments, and beyond it nothing is drawn."""
+    return replace(volume, meta={**volume.meta, "beyond": 0})
 
 
 def _as_labels(array: np.ndarray) -> np.ndarray:

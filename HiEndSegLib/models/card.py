@@ -70,8 +70,12 @@ class ModelCard:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the weights, hexadecimal."""
-        return self.weights["sha256"]
+        """SHA-256 of what decides about the answers, hexadecimal: of the weights, and where there is a curve of grey
+        values of both, because versions may differ by their curves alone."""
+        weights = self.weights["sha256"]
+        if not self.curve:
+            return weights
+        return hashlib.sha256(json.dumps([weights, [[float(v) for v in pair] for pair in self.curve]]).encode()).hexdigest()
 
     @property
     def weights_path(self) -> Path:

@@ -12,7 +12,7 @@ import json
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Iterable
 
@@ -23,6 +23,7 @@ from ..geometry.files import atomic_target
 from .card import ModelCard, inside
 from .card_checks import MAX_CARD_BYTES, check_plain, json_from_bytes
 from .card_schema import ADAPTATION_SCHEMA, LABEL_ID_PATTERN, MAX_TEACHING_CASES
+from .family import find_parent
 
 if TYPE_CHECKING:
     from ..geometry.volume import Volume
@@ -95,14 +96,29 @@ def case_fingerprint(volume: Volume) -> str:
 
 
 def with_case(cases: Iterable[TeachingCase], new: Iterable[TeachingCase] = ()) -> list[TeachingCase]:
-    """The earlier cases and the new one: a case taught again replaces what was kept of it, and the oldest give way
-    where the set would grow beyond what one may hold."""
+    """The earlier cases and the new one: structures of a case that are taught again replace what was kept of them, and
+    the oldest cases give way where the set would grow beyond what one may hold."""
     new = list(new)
-    again = {case.fingerprint for case in new}
-    kept = [case for case in cases if case.fingerprint not in again] + new
+    kept = []
+    for case in cases:
+        again = {id_ for other in new if other.fingerprint == case.fingerprint for id_ in other.ids.values()}
+        rest = without(case, again)
+        kept += [] if rest is None else [rest]
+    kept += new
     while kept and (len(kept) > MAX_TEACHING_CASES or sum(case.image.size for case in kept) > MAX_SET_VOXELS):
         kept.pop(0)
     return kept
+
+
+def without(case: TeachingCase, structures: Iterable[str]) -> TeachingCase | None:
+    """What the case says of other structures than these; None where that is nothing."""
+    gone = [value for value, id_ in case.ids.items() if id_ in set(structures)]
+    if not gone:
+        return case
+    if len(gone) == len(case.ids):
+        return None
+    ids = {value: id_ for value, id_ in case.ids.items() if value not in gone}
+    return replace(case, ids=ids, labels=np.where(np.isin(case.labels, gone), 0, case.labels).astype(np.uint8))
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -152,8 +168,43 @@ def read_teaching(card: ModelCard) -> list[TeachingCase]:
         raise ModelError(f"{where} is damaged ({_first_line(error)}); forget it and teach its cases again.") from None
 
 
+def kept_for(card: ModelCard, cards: Iterable[ModelCard]) -> ModelCard | None:
+    """Whose teaching set counts for this model: its own, or that of the nearest version it was adapted from that has
+    one (images are not copied into a version whose case was not to be remembered); None without any."""
+    cards, seen = list(cards), set()
+    at: ModelCard | None = card
+    while at is not None and at.key not in seen:
+        if has_teaching(at):
+            return at
+        seen.add(at.key)
+        at = find_parent(at, cards)
+    return None
+
+
+def forget_cases(card: ModelCard, cards: Iterable[ModelCard]) -> bool:
+    """Delete the cases kept beside a version, and whatever other versions keep of the same cases; the versions stay.
+    True where there were any. OutputError. A damaged set of another version is left alone, it names no case."""
+    try:
+        gone = {case.fingerprint for case in read_teaching(card)}
+    except ModelError:
+        gone = set()                                            # damaged: delete it all the same
+    for other in cards:
+        if not gone or other.key == card.key or not has_teaching(other):
+            continue
+        try:
+            kept = read_teaching(other)
+        except ModelError:
+            continue
+        rest = [case for case in kept if case.fingerprint not in gone]
+        if rest and len(rest) < len(kept):
+            write_teaching(rest, other.folder)
+        elif not rest:
+            forget_teaching(other)
+    return forget_teaching(card)
+
+
 def forget_teaching(card: ModelCard) -> bool:
-    """Delete the cases kept beside a version; the version itself stays. True where there were any. OutputError."""
+    """Delete the file of cases beside a version; the version itself stays. True where there was one. OutputError."""
     if card.folder is None:
         return False
     path = card.folder / TEACHING_NAME

@@ -9,8 +9,10 @@ torch is imported by the functions that need it: faces use the rest.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 VERSION = "1.0.0"
+#: Bytes of a version besides its weights.
+LEAST_ROOM = 1_000_000
 
 
 def check_before(parent: ModelCard | None, *, name: str, labels: Iterable[Label] = (),
@@ -51,6 +55,23 @@ def check_before(parent: ModelCard | None, *, name: str, labels: Iterable[Label]
     for label in labels:
         _check_label(label)
     return name
+
+
+def check_room(parent: ModelCard | None, voxels: int = 0, *, registry: Registry | None = None) -> None:
+    """Whether a version would fit onto the disk; OutputError before minutes are spent. voxels: of a case that is to be
+    remembered with it. About: as many weights as the parent's base at most, and 3 bytes a voxel before packing."""
+    registry = registry or Registry()
+    need = LEAST_ROOM + 3 * voxels
+    if parent is not None:
+        need += (registry.base_of(parent) if parent.is_version else parent).weights["bytes"]
+    folder = Path(registry.user)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if free < need:
+            raise OutputError(f"The new version may need {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free where "
+                              f"models are kept ({registry.user}); free some space first.")
 
 
 def write_version(parent: ModelCard, *, name: str, network: Mapping[str, Any], labels: Sequence[Label],

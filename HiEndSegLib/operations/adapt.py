@@ -22,7 +22,7 @@ from ..geometry.resample import resample_like
 from ..geometry.volume import Volume, check_volume
 from ..models.card import ModelCard
 from ..models.loading import Model
-from ..models.teaching import TeachingCase, case_fingerprint
+from ..models.teaching import TeachingCase, case_fingerprint, without
 from ..networks.grow import grow
 from ..tasks import CancelToken, Progress, Record, no_progress, no_record, subprogress
 from .adapt_case import (
@@ -41,7 +41,7 @@ from .adapt_calibrate import CURVE_GAIN, WELL, fit_curve, mean_dice
 from .adapt_checks import look_at_labels
 from .adapt_loop import Outcome, Training
 from .adapt_recipe import Recipe, recipe_for, with_steps
-from .adapt_report import make_report
+from .adapt_report import make_report, mean_loss, protected_rows
 from .devices import choose_device, cpu_has_bfloat16, cpu_threads, free_bytes, half_type, is_out_of_memory
 from .peak import peak_memory
 from .plan import gigabytes
@@ -162,7 +162,7 @@ class _Job:
         self.legend = {label.id: label for label in legend}
         self.structures = list(dict.fromkeys(structures))
         if not self.structures:
-            raise OptionError("No structure was chosen to be taught; tick at least one.")
+            raise OptionError("No structure was chosen to be taught; choose at least one.")
         for name in self.structures:
             if name not in self.legend:
                 raise OptionError(f"The labels have no structure '{name}'; they have {', '.join(self.legend)}.")
@@ -177,7 +177,7 @@ class _Job:
         self.old_classes = len(card.labels) + 1
         if self.old_classes == 1 and len(new) > FIRST_CLASSES:
             raise OptionError(f"A model made from an encoder can start with up to {FIRST_CLASSES} structures, and "
-                              f"{len(new)} are ticked; untick some.")
+                              f"{len(new)} are chosen; leave some out.")
         if self.old_classes + len(new) > OPEN:
             raise OptionError(f"The model would have {self.old_classes + len(new) - 1} structures, and a label map "
                               f"holds {OPEN - 1}; teach fewer new ones.")
@@ -201,7 +201,10 @@ class _Job:
         if not volume.same_lattice(labels, 1e-3):
             self.say(f"The labels lie on another lattice ({' x '.join(map(str, labels.shape))}) than the volume "
                      f"({' x '.join(map(str, volume.shape))}) and were brought to the volume's.")
-            labels = resample_like(labels, volume, order=0, fill=OPEN)
+            beyond = int(labels.meta.get("beyond", OPEN))
+            labels = resample_like(labels, volume, order=0, fill=beyond)
+            if not np.isin(labels.array, (0, OPEN), invert=True).any():
+                raise InputError("What is drawn lies outside the volume; choose the volume that it was drawn on.")
         for finding in look_at_labels(labels.array, None, list(self.legend.values()), self.model.card,
                                       volume.spacing, self.structures):
             if finding.blocking:
@@ -247,13 +250,16 @@ class _Job:
         found = [f for f in look_at_labels(self.labels, self.answer, list(self.legend.values()), self.model.card,
                                            self.model.card.spacing, self.structures)
                  if f.kind in ("swapped", "no-overlap", "unchanged")]
-        for finding in found:
+        swapped: set[str] = set()
+        for finding in sorted(found, key=lambda finding: finding.kind != "swapped"):
             if finding.kind != "swapped":
-                self.say(finding.sentence)
+                if not swapped & set(finding.ids):          # was said of them before they were swapped
+                    self.say(finding.sentence)
             elif self.sides == "ask":
                 raise OptionError(finding.sentence, code="swapped-sides")
             elif self.sides == "swap":
                 self._swap_sides(*finding.ids)
+                swapped |= set(finding.ids)
         values = {label.value: self.numbers[name] for name, label in self.legend.items() if name in self.numbers}
         self.drawn_all = class_map(self.labels, values)             # every structure that the new model knows
         drawn = class_map(self.labels, {self.legend[name].value: self.numbers[name] for name in self.structures})
@@ -261,7 +267,7 @@ class _Job:
         for name in self.structures:
             if not (self.drawn == self.numbers[name]).any():
                 raise OptionError(f"{self.legend[name].name} is too thin to be seen at the model's spacing of "
-                                  f"{self.model.card.spacing[0]:g} mm; untick it, or draw more of it.")
+                                  f"{self.model.card.spacing[0]:g} mm; leave it out, or draw more of it.")
 
     def _swap_sides(self, left: str, right: str) -> None:
         pair = [self.legend[name].value if name in self.legend else None for name in (left, right)]
@@ -282,7 +288,8 @@ class _Job:
                      "left out.")
         self.fingerprint = case_fingerprint(volume)
         same = [case for case in earlier if case.fingerprint == self.fingerprint]
-        earlier = [case for case in earlier if case.fingerprint != self.fingerprint]
+        earlier = [case for case in earlier if case.fingerprint != self.fingerprint] + \
+            [rest for rest in (without(case, self.structures) for case in same) if rest is not None]
         held = held_out_layers(np.where(self.drawn == OPEN, 0, self.drawn), self.taught)
         for case in same:                                   # what was kept out once must not be trained on now
             if case.image.shape == self.lattice.image.shape:
@@ -313,27 +320,44 @@ class _Job:
         return Case(lattice, drawn, np.zeros_like(drawn), held, tuple(sorted(set(values.values()))))
 
     def match_grey_values(self, recipe: Recipe, seed: int) -> None:
-        """A curve for the card, if the parent then finds what it knows better on layers kept out of training."""
+        """A curve for the card, if with it the parent finds what it knows better on layers kept out of training, by
+        more than what is not taught (or was taught by earlier cases) loses."""
         self.grey_values, self.curved = None, False
         known = [number for number in self.taught if number < self.old_classes]
         before = mean_dice(self.case, self.answer, known)
         if not recipe.curve_steps or before is None or before >= WELL:
             return
         network = copy.deepcopy(self.model.network).float()
-        points = fit_curve(network, self.model.card, self.cases, known, recipe=recipe, seed=seed,
+        points = fit_curve(network, self.model.card, self.case, known, recipe=recipe, seed=seed,
                            device=torch.device(self.kind), half=self.half, progress=self.stage("curve"),
                            cancel=self.cancel)
         tried = replace(self.model.card, curve=points)
         answer = answer_of(self._scores(network, tried, self.lattice, "curve's answer"), self.lattice)
         after = mean_dice(self.case, answer, known)
-        self.curved = after - before >= CURVE_GAIN
+        lost = mean_loss(protected_rows(self.new_card, self.drawn_all, self.case, self.answer, answer, self.taught,
+                                        self.old_classes)) + self._lost_of_earlier(network, tried)
+        self.curved = after - before - recipe.protect * lost >= CURVE_GAIN
         self.grey_values = {"points": points, "dice_before": round(before, 4), "dice_after": round(after, 4),
-                            "kept": self.curved}
+                            "others_lost": round(lost, 4), "kept": self.curved}
+        if not self.curved and after - before >= CURVE_GAIN:
+            self.say("Matching the grey values of this scan would have helped what is taught, and other structures would "
+                     "have lost more by it, so it was left out.")
         if self.curved:
             self.say("The grey values of this scan are now matched to those that the model knows; that alone changed "
                      f"Dice on slices kept out of training from {before:.2f} to {after:.2f}.")
             self.new_card = replace(self.new_card, curve=points)
             self.case = self.cases[0] = replace(self.case, answer=answer)
+
+    def _lost_of_earlier(self, network: nn.Module, tried: ModelCard) -> float:
+        """Mean Dice that structures of earlier cases lose by a curve on what was held out of those."""
+        losses = []
+        for case in self.cases[1:]:
+            asked = [number for number in case.asked if number < self.old_classes]
+            found = [mean_dice(case, answer_of(self._scores(network, card, case.lattice, "curve's answer"),
+                                               case.lattice), asked) for card in (self.model.card, tried)]
+            if None not in found:
+                losses.append(found[0] - found[1])
+        return max(0.0, float(np.mean(losses))) if losses else 0.0
 
     def teach(self, speed: str, recipe: Recipe, seed: int) -> Outcome:
         generator = torch.Generator().manual_seed(seed)

@@ -45,28 +45,29 @@ LOOK = 500_000
 WELL, CURVE_GAIN = 0.90, 0.02
 
 
-def fit_curve(network: nn.Module, card: ModelCard, cases: Sequence[Case], asked: Sequence[int], *, recipe: Recipe,
+def fit_curve(network: nn.Module, card: ModelCard, case: Case, asked: Sequence[int], *, recipe: Recipe,
               seed: int, device: torch.device, half: torch.dtype | None, progress: Progress,
               cancel: CancelToken) -> list[list[float]]:
     """The points of a curve under which the network finds the classes `asked` best, starting from the card's own.
+    case: the new one alone: earlier ones may come from other scanners, and what they taught is asked about afterwards.
 
     network: the card's, frozen here. `cancel.finishing` ends with what there is. Raises Cancelled.
     """
-    points = torch.from_numpy(_points(cases[0], seed)).float().to(device)
+    points = torch.from_numpy(_points(case, seed)).float().to(device)
     before = torch.from_numpy(apply_curve(points.cpu().numpy(), card.curve)).to(device) - points
     change = nn.Parameter(before.clone())
     average = before.clone()
     width = float(card.windows[0][1] - card.windows[0][0])
     optimizer = torch.optim.Adam([change], lr=RATE * width, betas=(0.8, 0.95))
     stages = Stages(network, card.network)
-    sampler = CropSampler(cases, card, crop_size(card, stages, recipe.crop), seed, spread=0.0, bend=0.0, scale=0.05)
+    sampler = CropSampler([case], card, crop_size(card, stages, recipe.crop), seed, spread=0.0, bend=0.0, scale=0.05)
     network.to(device).eval().requires_grad_(False)
     steps = recipe.curve_steps
     for step in range(steps):
         progress(step / steps, f"Matching grey values, {step + 1} of {steps}")
         for group in optimizer.param_groups:
             group["lr"] = RATE * width * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        image, drawn, case, grid = sampler.place()
+        image, drawn, _, grid = sampler.place()
         offset = sampler.offset()
         cancel.check()
         x = in_windows(_curved(image.to(device), points, change), card.windows)[None]
@@ -74,11 +75,9 @@ def fit_curve(network: nn.Module, card: ModelCard, cases: Sequence[Case], asked:
             out = stages.whole(x)
         cancel.check()
         scores = sampled_scores(out, offset)[0][0].float()
-        loss = asked_loss(scores, sublattice(drawn, offset).flatten().to(device),
-                          [number for number in asked if number in case.asked])
-        if case is cases[0]:
-            parent = sublattice(sample_codes(case.answer, grid).to(torch.uint8), offset).flatten().to(device)
-            loss = loss + KEEP * _kept(scores, parent, case.asked)
+        loss = asked_loss(scores, sublattice(drawn, offset).flatten().to(device), asked)
+        parent = sublattice(sample_codes(case.answer, grid).to(torch.uint8), offset).flatten().to(device)
+        loss = loss + KEEP * _kept(scores, parent, case.asked)
         del out
         bends = torch.diff(change - before, 2) / width
         optimizer.zero_grad()

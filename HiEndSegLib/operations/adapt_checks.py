@@ -59,14 +59,14 @@ def look_at_counts(counts: np.ndarray, together: np.ndarray | None, legend: Sequ
         voxels = int(counts[label.value]) if label is not None else 0
         said = label.name if label is not None else name
         if voxels == 0:
-            findings.append(Finding("empty", (name,), f"{said} is ticked and not one voxel of it is drawn; draw it, or "
-                                                      "untick it.", True))
+            findings.append(Finding("empty", (name,), f"{said} is to be taught and not one voxel of it is drawn; draw "
+                                                      "it, or leave it out.", True))
             continue
         if voxels * voxel_ml < tiny_ml:
             findings.append(Finding("tiny", (name,), f"{said} is drawn in {voxels} voxel{'s' if voxels != 1 else ''} "
                                                      f"({voxels * voxel_ml:.2g} ml), too few to learn from (at least "
-                                                     f"{tiny_ml:.2g} ml are needed); draw all of it, or untick it.",
-                                    True))
+                                                     f"{tiny_ml:.2g} ml are needed); draw all of it, or leave it "
+                                                     "out.", True))
         if name not in known:
             findings.append(Finding("new", (name,), f"{said} is new to this model; it will learn it from this case "
                                                     "alone.", False))
@@ -75,8 +75,8 @@ def look_at_counts(counts: np.ndarray, together: np.ndarray | None, legend: Sequ
             both = int(together[label.value, known[name].value])
             if found and not both:
                 findings.append(Finding("no-overlap", (name,), f"What is drawn as {said} and what the model calls "
-                                                               f"{known[name].name} share no voxel; check that the "
-                                                               "segment has the right name.", False))
+                                                               f"{known[name].name} share no voxel: the model missed "
+                                                               "it, or the segment has another one's name.", False))
             elif 2 * both >= SAME_DICE * (voxels + found):
                 findings.append(Finding("unchanged", (name,), f"{said} is drawn just as the model answered (Dice "
                                                               f"{2 * both / (voxels + found):.3f}), so there is "

@@ -138,7 +138,7 @@ class Training:
         recipe, begin, told = self.recipe, self.clock(), 0.0
         scores = [self.score(0)]
         best, best_state, stopped, step = scores[0], self._state(), "end", 0
-        self._tell(scores[0], True)
+        self._tell(scores[0], not self.fresh)
         while step < recipe.steps:
             self.progress(step / recipe.steps, f"Step {step + 1} of {recipe.steps}")
             loss = self._step(step)

@@ -68,6 +68,8 @@ class AdaptEnd:
                   order.structures, worse, change_sentence(table), order, report)
         if result.key is None and all(row.verdict == "unknown" for row in table if row.taught):
             return replace(end, headline=_("Whether anything got better could not be measured, so nothing was kept."))
+        if result.key is None and report.get("better"):
+            return replace(end, headline=_("It got better and could not be written; make room, and press Keep anyway."))
         if result.key is None:
             return replace(end, headline=_("Nothing got better, so nothing was kept. The model is as it was."))
         if report.get("stopped") == "asked":

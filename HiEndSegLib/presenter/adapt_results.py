@@ -86,7 +86,9 @@ class AdaptResults:
             self._models_are_others()
         else:
             why = str(work.error) if work.error is not None else ""
-            self._end = replace(self._end, unsaved=None, detail=why, headline=_("It could not be kept."))
+            gone = work.error is None or work.error.code == "engine"        # else it is still there to try again
+            self._end = replace(self._end, unsaved=None if gone else self._end.unsaved, detail=why,
+                                headline=_("It could not be kept."))
 
     def _delete_version(self) -> None:
         family = self._deleting

@@ -238,7 +238,8 @@ def _point(record: dict) -> CurvePoint | None:
         loss = _number(record.get("loss"))
         return None if loss is None else CurvePoint(step, loss=loss)
     if record.get("kind") == "score":
-        return CurvePoint(step, dice=_number(record.get("mean")), agreement=_number(record.get("agreement")))
+        return CurvePoint(step, dice=_number(record.get("mean")), agreement=_number(record.get("agreement")),
+                          best=bool(record.get("best")))
     return None
 
 

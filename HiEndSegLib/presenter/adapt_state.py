@@ -66,12 +66,14 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of the live curve. loss where it was told; dice: mean over what is taught, on what is held out."""
+    """One point of the live curve. loss where it was told; dice: mean over what is taught, on what is held out. best:
+    whether it would be kept if it ended here."""
 
     step: int
     loss: float | None = None
     dice: float | None = None
     agreement: float | None = None      # of the protected structures with the old model's own answer, held out or not
+    best: bool = False
 
 
 @dataclass(frozen=True)

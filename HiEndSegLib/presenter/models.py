@@ -129,8 +129,9 @@ class ModelsPresenter:
         card = self._catalogue.find(id_)
         if card is not None and not self.state.busy:
             self._ask("forget", card.key, _(
-                "Delete the parts of images that are kept beside {name}? The model stays as it is; what is taught to "
-                "it next may then undo some of what these cases taught.").format(name=card.title), _("Delete images"))
+                "Delete the parts of images that are kept beside {name}, and what other versions keep of the same "
+                "cases? The models stay as they are; what is taught to them next may then undo some of what these cases "
+                "taught.").format(name=card.title), _("Delete images"))
 
     def answer(self, choice: str) -> None:
         """Answer `state.question`."""
@@ -140,7 +141,7 @@ class ModelsPresenter:
         (action, id_), self._asked = self._asked, ("", "")
         self._show(question=None)
         if choice == action == "forget":
-            self._work(_("Deleting…"), lambda _cancel: _forget(self._registry.get(id_)),
+            self._work(_("Deleting…"), lambda _cancel: _forget(self._registry, id_),
                        lambda card: _("{title} keeps no parts of images any more.").format(title=card.title))
         elif choice == action == "delete":
             self._work(_("Deleting {name}…").format(name=id_), lambda _cancel: self._registry.remove(id_),
@@ -275,8 +276,9 @@ class ModelsPresenter:
             self.changed.emit()
 
 
-def _forget(card: ModelCard) -> ModelCard:
-    from ..models.teaching import forget_teaching
+def _forget(registry: Registry, id_: str) -> ModelCard:
+    from ..models.teaching import forget_cases
 
-    forget_teaching(card)
+    card = registry.get(id_)
+    forget_cases(card, registry.list())
     return card

@@ -229,6 +229,7 @@ def test_pictures_ranks_queries_and_uncertainty(desk, volume, view):
     settle(desk)
     rows = desk.ui.attentionInspectList
     assert rows.topLevelItemCount == 2 and rows.topLevelItem(0).text(0) == "Query 1"
+    assert desk.ui.attentionInspectPicture.pixmap.width() == 400
     rows.itemClicked.emit(rows.topLevelItem(0), 0)
     assert settle(desk).object_query == 1 and attention(desk).state.kind == "head"
     desk.ui.attentionUncertaintyButton.click()

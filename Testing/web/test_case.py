@@ -298,7 +298,7 @@ def test_blocks_are_compared_and_the_model_says_how_sure_it_is(tab):
     tab.seen("att-heads-picture").wait_for(timeout=LONG)
     tab.click("att-inspect")
     tab.seen("att-queries").wait_for(timeout=LONG)
-    assert "Liver" in tab.text("att-queries")
+    assert "Liver" in tab.text("att-queries") and tab.seen("att-inspect-picture").is_visible()
     tab.click("att-uncertainty")
     tab.seen("att-confidence").wait_for(timeout=LONG)
     assert "Liver" in tab.text("att-confidence")
