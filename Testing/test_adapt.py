@@ -118,6 +118,30 @@ def test_full_speed_changes_every_part():
         assert any(name.startswith("encoder.vit") for name in result.replaced)
 
 
+def test_recomputed_activations_give_the_same_model(monkeypatch):
+    """Where memory is short, blocks are computed again on the way back; in float32 that changes nothing."""
+    from HiEndSegLib.operations.adapt import _Job
+
+    counted, found = [], []
+    recomputed = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: counted.append(1) or recomputed(*a, **k))
+    for short in (False, True):
+        monkeypatch.setattr(_Job, "_memory_is_short", lambda self, short=short: short)
+        result = run(parent(), *phantom(seed=1, hu=DARK), ["liver"], steps=4, speed="full", recipe={"every": 4})
+        found.append(result.network.state_dict())
+        assert bool(counted) == short
+    assert all(torch.allclose(one, found[1][name], atol=1e-6) for name, one in found[0].items())
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "maskmed"])
+@pytest.mark.parametrize("speed", ["quick", "full"])
+def test_half_precision_learns_as_well(kind, speed):
+    result = adapt(untrained(kind), *phantom(seed=1), LEGEND, structures=["liver"], speed=speed, threads=1,
+                   precision="half", recipe=replace(RECIPE, steps=3, every=3))
+    assert result.report["precision"] == "half" and all(torch.isfinite(p).all() for p in result.network.parameters())
+    assert all(p.dtype == torch.float32 for p in result.network.parameters())
+
+
 def test_nothing_to_learn_is_said_and_not_called_better():
     """Taught just what it says already, with steps too small to matter."""
     from HiEndSegLib.operations import adapt_case

@@ -91,6 +91,19 @@ def test_every_other_crop_is_about_a_taught_structure():
     assert torch.equal(again.x, first[0].x) and torch.equal(again.drawn, first[0].drawn)
 
 
+def test_crops_are_never_mirrored():
+    """Left and right are labels: whatever is done to a crop, its axes keep their handedness."""
+    volume, labels = phantom()
+    lattice = on_model_lattice(volume, untrained().card)
+    drawn = class_map(labels.array, {1: 1})
+    case = Case(lattice, drawn, np.zeros_like(drawn), np.zeros(drawn.shape[2], bool), (1,))
+    sampler = CropSampler([case], untrained().card, (16, 16, 16), 0)
+    for _ in range(40):
+        grid = sampler.place()[3][0].flip(-1).double().numpy()             # (i, j, k) in shares of the volume
+        axes = [grid[12, 8, 8] - grid[4, 8, 8], grid[8, 12, 8] - grid[8, 4, 8], grid[8, 8, 12] - grid[8, 8, 4]]
+        assert np.linalg.det(np.array(axes)) > 0 and all(axis[number] > 0 for number, axis in enumerate(axes))
+
+
 def test_labels_outside_their_lattice_are_not_annotated():
     volume, labels = phantom()
     half = labels.with_array(labels.array)
