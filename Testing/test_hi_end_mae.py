@@ -301,7 +301,10 @@ def test_initial_weights():
         assert 0 < linear_.bias.abs().max() <= 96**-0.5  # PyTorch's own
     kv = network.decoder.cross_attention_blocks[0].cross_attn.kv
     assert 0.95 * math.sqrt(6 / 144) < kv.weight.abs().max() <= math.sqrt(6 / 144) and not kv.bias.any()
-    assert 0.012 < network.mask_token.std() < 0.028 and network.encoder.cls_token.any()
+    assert 0.012 < network.mask_token.std() < 0.028 and 0.014 < network.encoder.cls_token.std() < 0.026
+    kernel = network.encoder.patch_embed.proj.weight
+    limit = math.sqrt(6 / (kernel.shape[0] + kernel[0].numel()))            # Xavier, of the kernel as one matrix
+    assert 0.95 * limit < kernel.abs().max() <= limit
     assert torch.equal(network.decoder.norm.weight, torch.ones(48))
 
 

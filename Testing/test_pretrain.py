@@ -6,6 +6,7 @@ import pickle
 import resource
 import shutil
 import signal
+import sys
 import zipfile
 
 import numpy as np
@@ -27,6 +28,7 @@ from pretrain_helpers import (
 
 from HiEndSegLib.networks.hi_end_mae import build_hi_end_mae
 from training import pretrain, pretrain_state
+from training.pretrain_log import Progress, tell
 from training.pretrain_loop import FloatAttention, parameter_groups
 
 pytestmark = pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="forks processes")
@@ -76,7 +78,14 @@ def test_a_run_leaves_logs_pictures_and_two_checkpoints(whole):
     assert pretrain_state.load(whole / "last.pt")["step"] == 9
     assert pretrain_state.load(whole / "previous.pt")["step"] == 8
     assert len(list((whole / "reconstructions").glob("step-*-case-2.png"))) == 3
-    assert list((whole / "tensorboard").glob("events.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(whole / "tensorboard"), size_guidance={"images": 0, "scalars": 0}).Reload()
+    assert [event.step for event in board.Scalars("loss/training")] == list(range(1, 10))
+    assert [event.step for event in board.Scalars("loss/validation")] == [0, 5, 9]
+    pictures = board.Images("reconstruction/case-2")
+    assert [event.step for event in pictures] == [0, 5, 9]
+    assert len({event.encoded_image_string for event in pictures}) == 3, "they change as it learns"
     rates = [float(row[0]) for row in table(whole / "log.csv", "lr")]
     assert rates[:2] == [5e-4, 1e-3] and rates[2] == 1e-3 and rates[-1] < 1e-4
     assert not [path for path in whole.iterdir() if path.name.startswith(".")]
@@ -257,6 +266,17 @@ def damaged(kind: str, path) -> None:
         state = torch.load(path, weights_only=True)
         state["network"]["mask_token"] = torch.zeros(1, 1, 18)
         torch.save(state, path)
+    elif kind in ("tensor gone", "moment gone", "moment of another shape", "step before 0"):
+        state = torch.load(path, weights_only=True)
+        if kind == "tensor gone":
+            del state["network"]["encoder.cls_token"]
+        elif kind == "moment gone":
+            del state["optimizer"]["state"]["mask_token"]
+        elif kind == "step before 0":
+            state["step"] = -3
+        else:
+            state["optimizer"]["state"]["mask_token"]["exp_avg"] = torch.zeros(3)
+        torch.save(state, path)
 
 
 class Trap:
@@ -271,7 +291,10 @@ class Trap:
     ("cut", "is damaged or cut short"), ("one bit", "is damaged or cut short"),
     ("version", "has format version 2, and this HiEndSeg goes on from version 1"),
     ("code", "holds program code"), ("code in an archive", "holds program code"),
-    ("something else", "is no checkpoint of training.pretrain"), ("another network", "does not fit the network")])
+    ("something else", "is no checkpoint of training.pretrain"), ("another network", "does not fit the network"),
+    ("tensor gone", "encoder.cls_token is missing"), ("moment gone", "state of mask_token is missing"),
+    ("moment of another shape", "exp_avg of mask_token has the shape (3,)"),
+    ("step before 0", "lacks a step of 0 or more")])
 def test_a_bad_checkpoint_is_refused_and_nothing_is_touched(kind, words, whole, data, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
@@ -285,6 +308,37 @@ def test_a_bad_checkpoint_is_refused_and_nothing_is_touched(kind, words, whole, 
         assert "--resume-from" in sentence
         assert pretrain.main(arguments(data, run, resume_from=run / "previous.pt")) == 0
         assert curve(run) == curve(whole)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(whole, data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.copy(run / "previous.pt", run / "last.pt")
+    (run / ".hiendseg-0123456789ab.pt").write_bytes(b"half")
+    assert pretrain.main(arguments(data, run)) == 0 and curve(run) == curve(whole)
+    assert not list(run.glob(".hiendseg-*"))
+
+
+def test_lines_tell_the_time_left(capsys):
+    progress = Progress(10, 100, batch=4)
+    assert progress.line(20, 0.5, 1e-4, 20.0).endswith("2.00 s/step  2.0 crops/s  3 min left")
+    assert progress.line(99, 0.5, 1e-4, 79.0).endswith("2 s left")
+
+
+def test_a_reader_who_left_does_not_end_the_training(monkeypatch):
+    class Closed:
+        def write(self, _text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    tell("a line")
+    tell("another one")
+
+
+def test_the_optimiser_is_the_papers(data, whole):
+    state = pretrain_state.load(whole / "last.pt")["optimizer"]
+    (group,) = state["param_groups"]
+    assert tuple(group["betas"]) == (0.9, 0.95) and group["weight_decay"] == 0.05
 
 
 def test_a_missing_last_checkpoint_with_one_before_it_is_no_fresh_start(whole, data, tmp_path, capsys):
@@ -308,6 +362,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(data, tmp_pat
     ({"dense_stages": 4}, "goes from 0 (plain MAE) to 3, not 4"),
     ({"steps": 0}, "--steps must be more than 0, not 0"),
     ({"p_flip": 1.5}, "flip is between 0 and 1"),
+    ({"clip": -1}, "--clip must be 0 or more, not -1"), ({"weight_decay": "nan"}, "--weight-decay must be 0 or more"),
+    ({"workers": -1}, "--workers must be 0 or more"), ({"seed": -1}, "--seed must be 0 or more"),
+    ({"mask_ratio": "nan"}, "--mask-ratio nan leaves none or all"),
     ({"micro_batch": 3}, "which --micro-batch 3 does not divide"),
     ({"hold_out": "nobody"}, "--hold-out nobody fits no readable volume"),
     ({"weigh": "nobody=2"}, "no volume to train on has this name"),

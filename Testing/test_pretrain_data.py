@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from training.pretrain_data import (
     Prepared,
     agree_on_modality,
     find_named,
+    looks_like_labels,
     prepare_all,
     split_held_out,
 )
@@ -96,6 +98,34 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path):
     assert "40 x 34 x 3" in reasons["thin"] and "not Hounsfield" in reasons["labels"]
 
 
+def test_label_maps_beside_their_images_are_no_mr(tmp_path):
+    data = write_data(tmp_path / "data", 1)
+    import nibabel as nib
+    body = torso()
+    many = np.where(body > 100, 110, np.where(body > 0, 60, np.where(body > -200, 7, 0))).astype(np.uint8)
+    nib.save(nib.Nifti1Image(many, np.eye(4)), data / "labels.nii.gz")
+    write_mr(data / "mr.nii.gz")
+    for modality, usable in ((None, {"case-0", "mr"}), ("MR", {"mr"}), ("CT", {"case-0"})):
+        found = prepared(data, tmp_path, Preparation(spacing=3.0, modality=modality))
+        assert {r.name for r in found if isinstance(r, Prepared)} == usable
+        assert "label map" in next(r.sentence for r in found if r.name == "labels")
+    noise = np.random.default_rng(0).normal(100, 20, (30, 30, 30))
+    assert not looks_like_labels(noise.astype(np.int16)) and not looks_like_labels(noise.astype(np.float32))
+    assert not looks_like_labels(np.zeros((9, 9, 9), np.uint8)) and looks_like_labels(many.astype(np.float32))
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="file names there are Unicode")
+def test_file_names_that_are_no_utf8_get_names_that_can_be_written(tmp_path):
+    data = write_data(tmp_path / "data", 1)
+    os.rename(os.fsencode(data / "case-0.nii.gz"), os.path.join(os.fsencode(data), b"caf\xe9.nii.gz"))
+    (name, case), = find_named([data])
+    assert name == "caf?" and case.path.exists()
+    (volume,) = prepared(data, tmp_path)
+    assert isinstance(volume, Prepared)
+    crops = Crops([volume], seed=1, size=24, patches=64)
+    assert crops.held_out(0, 0)[0].shape == (1, 24, 24, 24) and name.encode("utf-8")
+
+
 def test_workers_give_the_same_as_this_process(tmp_path):
     data = write_data(tmp_path / "data", 2)
     alone = prepared(data, tmp_path)
@@ -161,7 +191,7 @@ def test_no_readable_volume_is_an_error_that_names_the_first(tmp_path):
     (tmp_path / "bad.nii.gz").write_bytes(gzip.compress(b"nothing"))
     with pytest.raises(InputError, match="the first of 1: bad: .*damaged"):
         agree_on_modality(prepared(tmp_path, tmp_path))
-    with pytest.raises(InputError, match="holds no image"):
+    with pytest.raises(InputError, match="There is no folder or file .*missing"):
         find_named([tmp_path / "missing"])
 
 
@@ -200,7 +230,7 @@ def test_three_centres_of_four_lie_in_the_foreground(volumes):
     crops = Crops(volumes[:1], seed=3, size=24, patches=64)
     array = volumes[0].open()
     assert 0.2 < volumes[0].foreground < 0.6
-    hits = [array[crops._centre(array, volumes[0], np.random.default_rng(g))] > 0 for g in range(2000)]
+    hits = [array[crops._centre(array, volumes[0], np.random.default_rng(g), 0.75)] > 0 for g in range(2000)]
     assert 0.72 < np.mean(hits) < 0.78
 
 
@@ -228,13 +258,15 @@ def test_turning_moves_voxels_and_intensity_changes_them_a_little(volumes):
         other, brighter = turned[g][0], bright[g][0]
         assert torch.equal(other.flatten().sort().values, crop.flatten().sort().values)
         moved += not torch.equal(other, crop)
+        mirrored = torch.flip(crop[0], (0, 1, 2))                           # on every axis, then turned in the first two
+        assert any(torch.equal(other[0], torch.rot90(mirrored, turns, (0, 1))) for turns in (1, 2, 3))
         assert 0 < float((brighter - crop).abs().max()) <= 0.2 + 1e-6
     assert moved >= 5
 
 
 def test_held_out_crops_do_not_depend_on_the_run(volumes):
     one = Crops(volumes, seed=1, size=24, patches=64)
-    two = Crops(volumes[::-1], seed=2, size=24, patches=64, per_volume=3)
+    two = Crops(volumes[::-1], seed=2, size=24, patches=64, per_volume=3, augmentation=Augmentation(foreground=0.1))
     for number in range(3):
         (a, shuffle), (b, same) = one.held_out(0, number), two.held_out(2, number)
         assert torch.equal(a, b) and torch.equal(shuffle, same)

@@ -39,7 +39,7 @@ from .pretrain_data import (
     prepare_all,
     split_held_out,
 )
-from .pretrain_log import warn
+from .pretrain_log import tell as say, warn
 from .pretrain_loop import Pace, Training
 from .pretrain_ranks import PRECISIONS, STRATEGIES, agree, gather, is_first, lost_rank, make_fabric, quieten, share
 from .pretrain_state import Recipe
@@ -142,7 +142,7 @@ def pretrain(options: argparse.Namespace, started: list[Training]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     processes = fabric.world_size
-    micro = micro_batch(options, processes, fabric.device.type)
+    micro = agree(fabric, lambda: micro_batch(options, processes, fabric.device.type))
     volumes, left_out, modality = prepare_data(options, fabric)
     if options.prepare_only:
         tell(fabric, f"{len(volumes)} volumes are prepared in {cache_folder(options)}.")
@@ -190,7 +190,7 @@ def check(options: argparse.Namespace) -> None:
     if options.crop < patch or options.crop % patch:
         raise OptionError(f"--crop {options.crop} is no multiple of the variant's patch of {patch} voxels; give one.")
     count = (options.crop // patch) ** 3
-    if not 1 <= int(count * (1 - options.mask_ratio)) < count:
+    if not math.isfinite(options.mask_ratio) or not 1 <= int(count * (1 - options.mask_ratio)) < count:
         raise OptionError(f"--mask-ratio {options.mask_ratio:g} leaves none or all of the {count} patches visible; the "
                           "paper's is 0.75.")
     for name in ("steps", "batch", "lr", "spacing", "crops_per_volume", "log_every", "save_every", "validate_every",
@@ -198,6 +198,10 @@ def check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise OptionError(f"--{name.replace('_', '-')} must be more than 0, not {value:g}.")
+    for name in ("clip", "weight_decay", "workers", "seed"):
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise OptionError(f"--{name.replace('_', '-')} must be 0 or more, not {value:g}.")
     if not options.window[0] < options.window[1]:
         raise OptionError(f"--window goes from a lower to a higher value, not {options.window[0]:g} to "
                           f"{options.window[1]:g}.")
@@ -308,6 +312,8 @@ def find_state(options: argparse.Namespace, recipe: Recipe) -> tuple[dict | None
 def start_folder(run: Path, recipe: Recipe, kept, held, left_out) -> None:
     """RUN with recipe.json and data.json in it: what is trained, on what, and what was left out."""
     make_folder(run)
+    for leftover in run.glob(".hiendseg-*"):                # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     about = {"volumes": [asdict(v) for v in kept], "held_out": [asdict(v) for v in held],
              "left_out": [asdict(v) for v in left_out]}
     for name, content in (("recipe.json", recipe.plain()), ("data.json", about)):
@@ -317,7 +323,7 @@ def start_folder(run: Path, recipe: Recipe, kept, held, left_out) -> None:
 
 def tell(fabric, sentence: str) -> None:
     if fabric.is_global_zero:
-        print(sentence, flush=True)
+        say(sentence)
 
 
 if __name__ == "__main__":

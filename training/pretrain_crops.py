@@ -79,7 +79,7 @@ class Crops(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         which = self.volume_of(index)
         random = _generator(self.seed, _SAMPLE, index)
-        crop = self._cut(which, random)
+        crop = self._cut(which, random, self.augmentation.foreground)
         self.transforms.set_random_state(seed=int(random.integers(2 ** 32)))
         with _plain_tensors():
             crop = self.transforms(crop)
@@ -88,14 +88,15 @@ class Crops(torch.utils.data.Dataset):
     def held_out(self, which: int, number: int) -> tuple[Tensor, Tensor]:
         """Crop `number` of volume `which` for a validation loss: the same in every run, not augmented."""
         random = _generator(zlib.crc32(self.volumes[which].name.encode()), _HELD_OUT, number)
-        return self._cut(which, random), torch.from_numpy(random.permutation(self.patches))
+        return (self._cut(which, random, Augmentation.foreground),
+                torch.from_numpy(random.permutation(self.patches)))
 
-    def _cut(self, which: int, random: np.random.Generator) -> Tensor:
+    def _cut(self, which: int, random: np.random.Generator, foreground: float) -> Tensor:
         if which not in self._open:
             self._open[which] = self.volumes[which].open()
             _shorten(self._open, _OPEN)
         array, size = self._open[which], self.size
-        centre = self._centre(array, self.volumes[which], random)
+        centre = self._centre(array, self.volumes[which], random, foreground)
         source, target = [], []
         for c, n in zip(centre, array.shape):
             start, length = min(max(int(c) - size // 2, 0), max(n - size, 0)), min(n, size)
@@ -106,8 +107,9 @@ class Crops(torch.utils.data.Dataset):
         np.multiply(array[tuple(source)], np.float32(1.0 / LEVELS), out=crop[(0, *target)])
         return torch.from_numpy(crop)
 
-    def _centre(self, array: np.ndarray, volume: Prepared, random: np.random.Generator) -> tuple[int, ...]:
-        wanted = bool(random.random() < self.augmentation.foreground)
+    def _centre(self, array: np.ndarray, volume: Prepared, random: np.random.Generator,
+                foreground: float) -> tuple[int, ...]:
+        wanted = bool(random.random() < foreground)
         if volume.foreground in (0.0, 1.0):
             wanted = volume.foreground == 1.0
         # Drawing until it fits is as uniform as drawing from a list of all such voxels, and needs no list.

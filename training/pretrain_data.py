@@ -86,13 +86,15 @@ def find_named(roots: Sequence[str | Path]) -> list[tuple[str, Case]]:
     """Every case below the roots with a name of its own, sorted by it: the path below its root without extension."""
     named = []
     for root in map(Path, roots):
+        if not root.exists():
+            raise InputError(f"There is no folder or file {root}; check the name.")
         for case in find_cases([root]):
             if case.kind == "nothing":
                 if len(roots) > 1 or not root.is_dir():
                     raise InputError(f"{root} holds no image; give a folder of NIfTI, NRRD or DICOM files.")
                 continue
             relative = case.path.relative_to(root) if root.is_dir() and case.path != root else Path(case.path.name)
-            named.append(((relative.parent / stem(case.path)).as_posix(), case))
+            named.append((_readable((relative.parent / stem(case.path)).as_posix()), case))
     taken: dict[str, int] = {}
     unique = {}
     for name, case in sorted(named, key=lambda pair: (pair[0], str(pair[1].path))):
@@ -101,6 +103,11 @@ def find_named(roots: Sequence[str | Path]) -> list[tuple[str, Case]]:
             taken[name] = taken.get(name, 0) + 1
             unique[path] = (name if taken[name] == 1 else f"{name}~{taken[name]}", case)
     return list(unique.values())
+
+
+def _readable(name: str) -> str:
+    """A name that can be printed and stored: bytes of a file name that are no UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def split_held_out(volumes: Sequence[Prepared], patterns: Iterable[str]) -> tuple[list[Prepared], list[Prepared]]:
@@ -173,6 +180,8 @@ def _prepare_one(name: str, path: Path, series: int | None, how: Preparation, ca
         if known is not None:
             return replace(known, name=name, source=str(path))
         volume = read_volume(path, series=series)
+        if looks_like_labels(volume.array):
+            return LeftOut(name, "It looks like a label map (few whole numbers in even areas), not like an image.")
         guess = guess_modality(volume)
         refusal = _refuse(guess, how.modality)
         if refusal:
@@ -209,6 +218,20 @@ def scale(array: np.ndarray, kind: str, window: tuple[float, float]) -> tuple[np
     scaled = (array - np.float32(low)) * np.float32(1.0 / max(high - low, 1e-6))
     stored = np.rint(np.clip(scaled, 0.0, 1.0, out=scaled) * LEVELS).astype(np.uint16)
     return stored, 0 if kind == "CT" else int(stored.mean())
+
+
+def looks_like_labels(array: np.ndarray) -> bool:
+    """Whether voxels are few whole numbers from 0 up that hardly ever change from one voxel to the next, where there is
+    anything at all. In an image noise changes them nearly everywhere."""
+    step = max(1, int(round((array.size / 4e6) ** (1 / 3))))    # planes apart, lines whole: neighbours stay neighbours
+    part = array[:, ::step, ::step]
+    if part.shape[0] < 2 or part.dtype.kind not in "biuf" or not float(part.min()) >= 0 or not float(part.max()) < 4096:
+        return False
+    if part.dtype.kind == "f" and (part % 1).any():
+        return False
+    one, next_one = part[:-1], part[1:]
+    some = (one > 0) | (next_one > 0)
+    return bool(some.any()) and len(np.unique(part)) <= 256 and float((one == next_one)[some].mean()) > 0.7
 
 
 def agree_on_modality(results: Sequence[Prepared | LeftOut]) -> str:

@@ -23,7 +23,7 @@ from HiEndSegLib.networks.hi_end_mae import HiEndMAE
 
 from . import pretrain_state as state_files
 from .pretrain_crops import Batches, Crops
-from .pretrain_log import TRAINING, VALIDATION, Board, Progress, Table, picture, warn, write_png
+from .pretrain_log import TRAINING, VALIDATION, Board, Progress, Table, picture, tell, warn, write_png
 from .pretrain_ranks import everywhere, gather_tensor, share
 from .pretrain_state import Recipe
 
@@ -76,13 +76,15 @@ class Training:
                  run: Path, pace: Pace, *, micro: int, workers: int, state: dict | None, origin: Path | None):
         self.fabric, self.crops, self.held_out = fabric, crops, held_out
         self.recipe, self.folder, self.pace, self.micro, self.workers = recipe, run, pace, micro, workers
+        shapes = state_files.shapes_of(network)
         self.network = fabric.setup_module(network)
-        fused = fabric.device.type in ("cpu", "cuda")
+        # A fused optimiser takes the scaler's factor out of the gradients itself, too late for cutting their norm.
+        fused = fabric.device.type in ("cpu", "cuda") and not (recipe.clip and recipe.precision == "16-mixed")
         self.optimizer = fabric.setup_optimizers(torch.optim.AdamW(
             parameter_groups(self.network, recipe), lr=recipe.lr, betas=(0.9, 0.95), fused=fused))
         self.step, self.seconds = 0, 0.0
         if state is not None:
-            state_files.restore(self.network.module, self.optimizer.optimizer, state, origin)
+            state_files.restore(self.network.module, self.optimizer.optimizer, state, origin, shapes)
             self.step, self.seconds = state["step"], float(state.get("seconds", 0.0))
             if state.get("precision"):
                 fabric.strategy.precision.load_state_dict(state["precision"])
@@ -272,7 +274,7 @@ class Training:
         return f"the checkpoint{which} in {path} is whole, and the same command goes on from it"
 
     def _say(self, line: str) -> None:
-        print(line, flush=True)
+        tell(line)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -128,10 +128,14 @@ def load(path: Path) -> dict:
                          "anew.")
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        raise ModelError(f"{path} has format version {version}, and this HiEndSeg goes on from version "
+        raise ModelError(f"{path} has format version {version!r}, and this HiEndSeg goes on from version "
                          f"{FORMAT_VERSION}; use the HiEndSeg that wrote it, or another --run to start anew.")
     missing = [key for key, kind in (("recipe", dict), ("network", dict), ("optimizer", dict), ("step", int))
                if not isinstance(content.get(key), kind)]
+    if not missing and content["step"] < 0:
+        missing = ["a step of 0 or more"]
+    if not isinstance(content.get("seconds", 0.0), (int, float)):
+        missing.append("its seconds")
     if missing:
         raise ModelError(f"{path} lacks {', '.join(missing)}; choose another checkpoint, or remove it to start anew.")
     return content
@@ -155,8 +159,19 @@ def collect(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
             "optimizer": get_optimizer_state_dict(network, optimizer, options=_WHOLE)}
 
 
-def restore(network: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
-    """Fill network and optimiser from `load`'s dictionary. Raises ModelError if it does not fit the network."""
+def shapes_of(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of everything in a network's state, whole, by name; ask before it is sharded."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def restore(network: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict, path: Path,
+            shapes: dict[str, tuple[int, ...]]) -> None:
+    """Fill network and optimiser from `load`'s dictionary. shapes: of `shapes_of`. Raises ModelError if it does not fit
+    the network: nothing may be missing or of another shape, because what PyTorch does then is to keep random weights,
+    or to write beside the moments' memory."""
+    wrong = _misfit(state, shapes, {name for name, parameter in network.named_parameters() if parameter.requires_grad})
+    if wrong:
+        raise ModelError(f"{path} does not fit the network of its own recipe ({wrong}); choose another checkpoint.")
     try:
         set_model_state_dict(network, state["network"], options=_LOAD)
         set_optimizer_state_dict(network, optimizer, state["optimizer"], options=_LOAD)
@@ -164,6 +179,30 @@ def restore(network: torch.nn.Module, optimizer: torch.optim.Optimizer, state: d
         first = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:150]
         raise ModelError(f"{path} does not fit the network of its own recipe ({first}); choose another checkpoint."
                          ) from error
+
+
+def _misfit(state: dict, shapes: dict[str, tuple[int, ...]], trained: set[str]) -> str:
+    """What is missing in a checkpoint or has another shape, "" where all is there. trained: names that may carry a
+    wrapper's parts."""
+    network, moments = state["network"], state["optimizer"].get("state")
+    for name, shape in shapes.items():
+        if not isinstance(network.get(name), torch.Tensor):
+            return f"{name} is missing"
+        if tuple(network[name].shape) != shape:
+            return f"{name} has the shape {tuple(network[name].shape)} instead of {shape}"
+    unknown = sorted(set(network) - set(shapes))
+    if unknown:
+        return f"{str(unknown[0])[:80]} is unknown"
+    if not isinstance(moments, dict):
+        return "the optimiser's state is missing"
+    for name, entry in moments.items():
+        if name not in shapes or not isinstance(entry, dict):
+            return f"the optimiser knows {str(name)[:80]}"
+        for key, value in entry.items():
+            if isinstance(value, torch.Tensor) and value.dim() and tuple(value.shape) != shapes[name]:
+                return f"the optimiser's {key} of {name} has the shape {tuple(value.shape)}"
+    missing = {name.replace("_fsdp_wrapped_module.", "") for name in trained} & set(shapes) - set(moments)
+    return f"the optimiser's state of {sorted(missing)[0]} is missing" if missing and moments else ""
 
 
 def _short(value: Any) -> str:

@@ -44,6 +44,8 @@ def atomic_target(path, ending: str | None = None) -> Iterator[Path]:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
+        if error.errno is None and "requested and" in str(error):      # numpy's words for a write that was cut short
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise OutputError(_sentence(path, error)) from error
     finally:
         if temporary is not None:
