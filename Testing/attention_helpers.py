@@ -70,7 +70,8 @@ def ranks():
 
 def inspected(what):
     views = [QueryView(n, [("liver", 0.9 - 0.1 * n), ("background", 0.1)], 100 - n, ["liver"] if n == 1 else [],
-                       [((n + 1) % 4, 0.95)], [((n + 2) % 4, 0.5)], (float(n), float(n % 2), -float(n), 0.5 * n * n)) for n in range(4)]
+                       [((n + 1) % 4, 0.95)], [((n + 2) % 4, 0.5)], (float(n), float(n % 2), -float(n), 0.5 * n * n))
+             for n in range(4)]
     return QueriesResult(views, [(1, 0.8), (0, 0.2)], "liver", {"liver": [(1, 0.8)]}, tuple(what["at"]),
                          sentences=["Query 1 made 80 % of Liver here."])
 

@@ -10,6 +10,7 @@ from adapt_phantoms import LEGEND, RECIPE, SPACING, parent, phantom, row, run, u
 
 from HiEndSegLib.errors import Cancelled, HiEndSegError, InputError, OptionError
 from HiEndSegLib.geometry.volume import Volume
+from HiEndSegLib.networks import vit
 from HiEndSegLib.networks.build import build_network
 from HiEndSegLib.operations.adapt import adapt
 from HiEndSegLib.tasks import CancelToken
@@ -123,8 +124,8 @@ def test_recomputed_activations_give_the_same_model(monkeypatch):
     from HiEndSegLib.operations.adapt import _Job
 
     counted, found = [], []
-    recomputed = torch.utils.checkpoint.checkpoint
-    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: counted.append(1) or recomputed(*a, **k))
+    recomputed = vit.checkpoint
+    monkeypatch.setattr(vit, "checkpoint", lambda *a, **k: counted.append(1) or recomputed(*a, **k))
     for short in (False, True):
         monkeypatch.setattr(_Job, "_memory_is_short", lambda self, short=short: short)
         result = run(parent(), *phantom(seed=1, hu=DARK), ["liver"], steps=4, speed="full", recipe={"every": 4})

@@ -282,7 +282,8 @@ def test_air_put_around_the_volume_is_counted_and_never_named():
     loud = np.full((4, 4, 4), 0.01, np.float32)
     loud[0, 0, 0], loud[2, 1, 3] = 0.2, 0.17
     named = AttentionMap(0, None, loud / loud.sum(), np.diag([8.0, 8.0, 8.0, 1.0]))
-    assert named.peak == (0.0, 0.0, 0.0) and "at R 16, A 8, S 24 mm" in map_sentence(named, "encoder", 3, 1, None, inside)
+    said = map_sentence(named, "encoder", 3, 1, None, inside)
+    assert named.peak == (0.0, 0.0, 0.0) and "at R 16, A 8, S 24 mm" in said
 
 
 def test_the_end_of_what_the_model_sees_is_said():

@@ -187,7 +187,8 @@ def _an_image(path):
 
 @pytest.mark.parametrize("write, words", [
     (_empty, "is empty: no voxel of it has a label"), (_only_open, "is empty"), (_an_image, "is not a label map"),
-    (_two_livers, "holds more than one Liver"), (_doubled_json, "gives a value to two structures"), (_nonsense_json, "does not say what the labels mean"),
+    (_two_livers, "holds more than one Liver"), (_doubled_json, "gives a value to two structures"),
+    (_nonsense_json, "does not say what the labels mean"),
     (lambda path: None, "does not exist")])
 def test_bad_labels_end_in_one_sentence(capsys, engine, ct, write, words):
     path = ct.with_name("l.nii")

@@ -68,7 +68,8 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     if heads == "all" and result.heads:
         from ..geometry.reading import extension
 
-        say(f"The maps of the {result.heads} single heads lie beside each, as …-head00{extension(targets[0])} and so on.")
+        say(f"The maps of the {result.heads} single heads lie beside each, as …-head00{extension(targets[0])} and so "
+            "on.")
     if options.figure:
         say(f"{options.figure}: figure")
     return 0
@@ -87,7 +88,7 @@ def names_of(result, output: Path) -> list[Path]:
 
 
 def point_of(text: str | None) -> tuple[float, float, float] | None:
-    """--at R,A,S in mm, or with letters as sentences print it ("R 12, P 40, S 3 mm"); OptionError when it is neither."""
+    """--at R,A,S in mm, or with letters as sentences print it ("R 12, P 40, S 3 mm"); else OptionError."""
     if text is None:
         return None
     parts = [part.strip() for part in text.strip().removesuffix("mm").split(",")]

@@ -75,7 +75,8 @@ class ModelCard:
         weights = self.weights["sha256"]
         if not self.curve:
             return weights
-        return hashlib.sha256(json.dumps([weights, [[float(v) for v in pair] for pair in self.curve]]).encode()).hexdigest()
+        both = [weights, [[float(v) for v in pair] for pair in self.curve]]
+        return hashlib.sha256(json.dumps(both).encode()).hexdigest()
 
     @property
     def weights_path(self) -> Path:

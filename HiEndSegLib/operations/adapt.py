@@ -340,8 +340,8 @@ class _Job:
         self.grey_values = {"points": points, "dice_before": round(before, 4), "dice_after": round(after, 4),
                             "others_lost": round(lost, 4), "kept": self.curved}
         if not self.curved and after - before >= CURVE_GAIN:
-            self.say("Matching the grey values of this scan would have helped what is taught, and other structures would "
-                     "have lost more by it, so it was left out.")
+            self.say("Matching the grey values of this scan would have helped what is taught, and other structures "
+                     "would have lost more by it, so it was left out.")
         if self.curved:
             self.say("The grey values of this scan are now matched to those that the model knows; that alone changed "
                      f"Dice on slices kept out of training from {before:.2f} to {after:.2f}.")

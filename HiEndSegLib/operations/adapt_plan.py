@@ -147,8 +147,8 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
 
 def plan_sentence(plan: AdaptPlan, minutes: float) -> str:
     """What a plan comes to, where it is expected to take so long."""
-    sentence = (f"{plan.speed.capitalize()}: about {_time(minutes)}, {plan.steps} steps, {gigabytes(plan.bytes_host)} of "
-                f"main memory ({gigabytes(plan.host_bytes)} free)")
+    sentence = (f"{plan.speed.capitalize()}: about {_time(minutes)}, {plan.steps} steps, {gigabytes(plan.bytes_host)} "
+                f"of main memory ({gigabytes(plan.host_bytes)} free)")
     if plan.device != "cpu":
         sentence += f" and {gigabytes(plan.bytes_device)} on {plan.device} ({gigabytes(plan.device_bytes)} free)"
     if 0 < plan.crops < CROPS:

@@ -144,8 +144,8 @@ def _possible(session: AttendSession, kind: str, asked: str | None) -> tuple[str
     name = session.model.card.title
     if kind == "head" and session.head is None:
         if asked is not None:
-            raise OptionError(f"{name} has no object queries, so it cannot be asked about {asked}; ask about a point, or "
-                              "about a structure that was drawn.")
+            raise OptionError(f"{name} has no object queries, so it cannot be asked about {asked}; ask about a point, "
+                              "or about a structure that was drawn.")
         if session.encoder is not None:
             return "encoder", [f"{name} has no object queries; shown instead is the attention of its encoder."]
         kind = "encoder"

@@ -8,7 +8,6 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HiEndSegError
-from ..operations.adapt_plan import plan_sentence
 from . import wording
 from .adapt_state import SpeedRow
 
@@ -139,8 +138,11 @@ class AdaptSpeeds:
         return _("Planning time and memory…") if self._job is not None else ""
 
     def _words(self, plan, seconds: float | None) -> str:
-        known = seconds is not None and abs(seconds - 60 * plan.minutes) > 1
-        return plan_sentence(plan, seconds / 60) if known else str(plan.sentence)
+        if seconds is None or abs(seconds - 60 * plan.minutes) <= 1:
+            return str(plan.sentence)
+        from ..operations.adapt_plan import plan_sentence       # brings numpy: a face opens before it is needed
+
+        return plan_sentence(plan, seconds / 60)
 
     def obstacle(self) -> str:
         """Why the chosen speed cannot be run, and which one can."""

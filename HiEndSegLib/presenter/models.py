@@ -130,8 +130,8 @@ class ModelsPresenter:
         if card is not None and not self.state.busy:
             self._ask("forget", card.key, _(
                 "Delete the parts of images that are kept beside {name}, and what other versions keep of the same "
-                "cases? The models stay as they are; what is taught to them next may then undo some of what these cases "
-                "taught.").format(name=card.title), _("Delete images"))
+                "cases? The models stay as they are; what is taught to them next may then undo some of what these "
+                "cases taught.").format(name=card.title), _("Delete images"))
 
     def answer(self, choice: str) -> None:
         """Answer `state.question`."""

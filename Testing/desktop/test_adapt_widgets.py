@@ -188,10 +188,10 @@ def test_the_curve_is_drawn_and_told_in_numbers(section, desk):
     ui, recorder = section
     made = chart(desk.scene)
     recorder.set(phase="running", chart_id=made.GetID(),
-                 curve=(CurvePoint(10, 0.5), CurvePoint(20, 0.4, 0.82), CurvePoint(30, 0.3, 0.80)))
+                 curve=(CurvePoint(10, 0.5, 0.9), CurvePoint(20, 0.4, 0.82, best=True), CurvePoint(30, 0.3, 0.80)))
     view = ui.adaptCurveBox.findChild(slicer.qMRMLPlotView)
     assert view.visible and [name for name, _c, _p in view._lines] == ["Loss", "Dice"]
-    assert ui.adaptCurveText.text == "Step 30: loss 0.300. Held-out Dice 0.80; the best was 0.82, at step 20."
+    assert ui.adaptCurveText.text == "Step 30: loss 0.300. Held-out Dice 0.80. The best so far was 0.82, at step 20."
     write_chart(desk.scene, [Curve("Loss", [(0, 1.0), (1, 0.5), (2, 0.2)], (200, 80, 60)),
                              Curve("Dice", [(1, 0.7)], (60, 90, 200))], chart=made, x_title="Step")
     assert len(view._lines[0][2]) == 3 and desk.count("vtkMRMLPlotViewNode") == 1
