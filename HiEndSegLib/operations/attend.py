@@ -110,7 +110,7 @@ def _target(session: AttendSession, at: Sequence[float] | None, mask: Volume | N
         window = session.window(point)
         shares = np.zeros([n // e for n, e in zip(window.shape, edge)], dtype=np.float32)
         shares[window.cell_of(point, edge)] = 1.0
-        said = session.sentences_at(window, point)
+        said = session.sentences_at(window, point) + session.sentences_on_end()
         if at is None:
             said.append(f"No point was given; the middle of the volume was taken ({point_words(point)}).")
         return _Target(window, point, shares, None, said)
@@ -131,7 +131,7 @@ def _target(session: AttendSession, at: Sequence[float] | None, mask: Volume | N
                           "it, or none.")
     grid = [n // e for n, e in zip(window.shape, edge)]
     blocks = part.reshape(grid[0], edge[0], grid[1], edge[1], grid[2], edge[2]).sum(axis=(1, 3, 5), dtype=np.float64)
-    said = [*session.prepared.notes, *session.sentences_on_size()]
+    said = [*session.prepared.notes, *session.sentences_on_size(), *session.sentences_on_end()]
     if held < 0.99 * total:
         said.append(f"{100 * held / total:.0f} % of the structure lies in the window that the encoder sees at a time; "
                     "only that part is the query.")

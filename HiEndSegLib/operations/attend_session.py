@@ -258,18 +258,22 @@ class AttendSession:
         return said + self.sentences_on_size()
 
     def sentences_on_size(self) -> list[str]:
-        """What a person should know about a volume that is smaller than a token, or larger than what is seen."""
-        image, tile = self.prepared.image, self.model.card.tile
+        """What a person should know about a volume that is smaller than a token."""
+        shape = self.prepared.image.shape
+        if all(n >= edge for n, edge in zip(shape, self.cell)):
+            return []
+        return [f"The volume ({self._mm(shape)}) is smaller than one token of this model ({self._mm(self.cell)}); it "
+                "was surrounded with air, and a map of it shows little."]
 
-        def mm(counts: Sequence[int]) -> str:
-            return " x ".join(f"{n * s:.0f}" for n, s in zip(counts, image.spacing)) + " mm"
+    def sentences_on_end(self) -> list[str]:
+        """Why a map ends within a larger volume."""
+        tile = self.model.card.tile
+        if all(n <= edge for n, edge in zip(self.prepared.image.shape, tile)):
+            return []
+        return [f"The model sees {self._mm(tile)} at a time; the map ends there."]
 
-        if any(n < edge for n, edge in zip(image.shape, self.cell)):
-            return [f"The volume ({mm(image.shape)}) is smaller than one token of this model ({mm(self.cell)}); it was "
-                    "surrounded with air, and a map of it shows little."]
-        if any(n > edge for n, edge in zip(image.shape, tile)):
-            return [f"The model sees {mm(tile)} at a time; the map ends there."]
-        return []
+    def _mm(self, counts: Sequence[int]) -> str:
+        return " x ".join(f"{n * s:.0f}" for n, s in zip(counts, self.prepared.image.spacing)) + " mm"
 
 
 def window_start(index: Sequence[float], shape: Sequence[int], tile: Sequence[int], cell: Sequence[int]) -> Index:
