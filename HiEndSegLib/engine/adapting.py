@@ -76,7 +76,7 @@ def adapt(library: Library, *, volume: Volume, labels: Volume, legend: Sequence[
     taught = [label for label in legend if label.id in structures]
     card = None if encoder is not None else find_card(model)
     check_before(card, name=name, labels=taught)                      # not after minutes of work
-    check_room(card, volume.array.size if keep_teaching else 0)
+    check_room(card, volume.array.size if keep_teaching else 0, everything=speed == "full")
     progress(0.0, f"Loading {card.title}" if card is not None else "Reading the encoder")
     loaded = _from_encoder(library, encoder, taught, seed) if card is None else library.ready(card, device, cancel)[0]
     try:

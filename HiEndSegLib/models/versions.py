@@ -57,13 +57,15 @@ def check_before(parent: ModelCard | None, *, name: str, labels: Iterable[Label]
     return name
 
 
-def check_room(parent: ModelCard | None, voxels: int = 0, *, registry: Registry | None = None) -> None:
+def check_room(parent: ModelCard | None, voxels: int = 0, *, everything: bool = False,
+               registry: Registry | None = None) -> None:
     """Whether a version would fit onto the disk; OutputError before minutes are spent. voxels: of a case that is to be
-    remembered with it. About: as many weights as the parent's base at most, and 3 bytes a voxel before packing."""
+    remembered with it, 3 bytes each before packing. everything: all weights may change; else a quarter is much."""
     registry = registry or Registry()
     need = LEAST_ROOM + 3 * voxels
     if parent is not None:
-        need += (registry.base_of(parent) if parent.is_version else parent).weights["bytes"]
+        weights = (registry.base_of(parent) if parent.is_version else parent).weights["bytes"]
+        need += weights if everything else weights // 4
     folder = Path(registry.user)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
