@@ -241,14 +241,14 @@ def inside_cells(window: Window, grid: Sequence[int]) -> np.ndarray:
 
 def _as_maps(rows: dict[int | None, Tensor], layer: int, grid, matrix: np.ndarray, kind: str, depth: int, heads: int,
              shares: np.ndarray | None, window: Window) -> list[AttentionMap]:
-    maps = []
+    maps, inside = [], inside_cells(window, grid)
     for head, row in rows.items():
         # In float64, so that the sum is 1 to the last digit of float32; in numpy, because Apple's GPUs have none.
         weights = row.float().cpu().numpy().astype(np.float64)
         weights = (weights / weights.sum()).astype(np.float32).reshape(grid)
         one = AttentionMap(layer, head, weights, matrix)
         maps.append(AttentionMap(layer, head, weights, matrix,
-                                 map_sentence(one, kind, depth, heads, shares, inside_cells(window, grid))))
+                                 map_sentence(one, kind, depth, heads, shares, inside)))
     return maps
 
 
