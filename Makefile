@@ -1,6 +1,6 @@
 # make run    sets up, segments the sample CT (results in out/) and opens the page with it; ONCE=1 ends before the page
 # make demo   the same without the page
-# make test   sets up and runs the tests
+# make test   sets up and runs the tests, two at a time (JOBS=1: one after the other)
 # make setup  only sets up (.venv); quick when nothing changed
 #
 # Other than the default:  make setup PYTHON=python3.12
@@ -10,6 +10,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OUT ?= out
 PYTEST ?=
+# Files of tests that run at a time; a test that needs a browser or a window brings its own processes.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +29,7 @@ demo: $(STAMP)
 	$(BIN)/hiendseg demo -o "$(OUT)"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 $(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
