@@ -10,7 +10,9 @@ from adapt_phantoms import LEGEND, parent, phantom, row, run
 from HiEndSegLib.errors import Cancelled
 from HiEndSegLib.geometry.curve import apply_curve
 from HiEndSegLib.models.loading import Model
+from HiEndSegLib.networks import vit
 from HiEndSegLib.networks.objective import asked_loss
+from HiEndSegLib.operations.adapt import _Job
 from HiEndSegLib.operations.adapt_calibrate import _curved, _kept
 from HiEndSegLib.operations.adapt_report import mean_loss
 from HiEndSegLib.operations.adapt_scores import dice
@@ -64,6 +66,17 @@ def test_the_network_is_the_parents(matched):
 def test_the_same_seed_gives_the_same_curve(matched):
     again = run(parent(), *scanned(1), ["liver", "kidney_left"], steps=1, recipe={"curve_steps": STEPS})
     assert again.curve == matched.curve
+
+
+def test_recomputed_activations_give_the_same_curve(monkeypatch):
+    counted, found, recomputed = [], [], vit.checkpoint
+    monkeypatch.setattr(vit, "checkpoint", lambda *a, **k: counted.append(1) or recomputed(*a, **k))
+    for short in (False, True):
+        monkeypatch.setattr(_Job, "_memory_is_short", lambda self, short=short: short)
+        result = run(parent(), *scanned(1), ["liver"], steps=1, recipe={"curve_steps": 3, "every": 1})
+        found.append((len(counted), result.report["grey_values"]["points"]))
+    assert found[0][0] == 0 and found[1][0] >= 3                # the frozen ViT of the step after it has none
+    assert np.allclose(found[0][1], found[1][1], atol=1e-3)
 
 
 def test_what_is_found_well_needs_no_curve():

@@ -1,14 +1,20 @@
 """A model from an encoder alone: the pretrained part is what it was, the rest learns every structure as a new one."""
 
+import hashlib
+
 import pytest
 import torch
 from adapt_phantoms import LEGEND, phantom, row, run
 from encoder_folders import write_encoder
 
 from HiEndSegLib.errors import ModelError
-from HiEndSegLib.models.encoders import load_encoder_weights
+from HiEndSegLib.models.encoders import load_encoder_weights, read_encoder
 from HiEndSegLib.networks.build import build_network
 from HiEndSegLib.operations.adapt_encoder import model_from_encoder
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def small(tmp_path, **words):
@@ -26,6 +32,9 @@ def test_the_encoder_s_weights_and_words_are_in_the_model(tmp_path):
     assert card.windows == [[-200.0, 400.0]] and card.licence == "CC0-1.0" and "made by a test" in card.provenance
     assert torch.equal(model.network.scores(torch.rand(1, 1, 24, 24, 24)).argmax(1), torch.zeros(1, 24, 24, 24))
     build_network(card.network).load_state_dict(model.network.state_dict())
+    source, file = card.training["encoder"], read_encoder(folder).weights["file"]
+    assert source["file"] == file and source["sha256"] == sha256(folder / file)
+    assert f"{source['id']}@{source['version']}" == read_encoder(folder).key
 
 
 def test_one_labeled_case_makes_a_working_model_of_it(tmp_path):
@@ -64,6 +73,8 @@ def test_a_published_checkpoint_will_do(tmp_path):
     assert model.card.spacing == (1.5,) * 3 and model.card.tile == (96,) * 3 and model.card.windows == [[-175.0, 250.0]]
     assert torch.equal(model.network.encoder.vit.blocks[2].mlp.fc1.weight, state["encoder.blocks.2.mlp.fc1.weight"])
     assert model.card.network["vit"]["depth"] == 4 and model.card.network["vit"]["patch_size"] == 12
+    source = model.card.training["encoder"]
+    assert source["file"] == "published.pth" and source["sha256"] == sha256(path)
 
 
 @pytest.mark.parametrize("content, match", [

@@ -80,3 +80,10 @@ class Stages:
     def scores(self, out: HeadOutput | Tensor) -> Tensor:
         """(B, classes, I, J, K), sum 1."""
         return self.network.scores_of(out) if self.kind in ("maskmed", "pointwise") else torch.softmax(out.float(), 1)
+
+
+def recompute_blocks(network: nn.Module, on: bool) -> None:
+    """Whether ViTs in the network keep their blocks' activations for the way back or compute them again."""
+    for module in network.modules():
+        if hasattr(module, "checkpointing"):
+            module.checkpointing = on

@@ -290,7 +290,7 @@ class VisionTransformer3D(nn.Module):
         taken: dict[int, Tensor] = {}
         for number in range(self.depth if return_final else max(wanted, default=-1) + 1):
             block = self.blocks[number]
-            recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+            recompute = self.checkpointing and torch.is_grad_enabled()
             tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
             if number in wanted:
                 taken[number] = (self.norm(tokens) if norm else tokens)[:, first:]

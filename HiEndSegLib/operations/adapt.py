@@ -329,8 +329,8 @@ class _Job:
             return
         network = copy.deepcopy(self.model.network).float()
         points = fit_curve(network, self.model.card, self.case, known, recipe=recipe, seed=seed,
-                           device=torch.device(self.kind), half=self.half, progress=self.stage("curve"),
-                           cancel=self.cancel)
+                           device=torch.device(self.kind), half=self.half, checkpointing=self._memory_is_short(),
+                           progress=self.stage("curve"), cancel=self.cancel)
         tried = replace(self.model.card, curve=points)
         answer = answer_of(self._scores(network, tried, self.lattice, "curve's answer"), self.lattice)
         after = mean_dice(self.case, answer, known)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..geometry.curve import apply_curve
 from ..models.card import ModelCard
 from ..networks.objective import asked_loss, sampled_scores, sublattice
-from ..networks.stages import Stages
+from ..networks.stages import Stages, recompute_blocks
 from ..tasks import CancelToken, Progress
 from .adapt_case import HELD_VOXELS, OPEN, Case
 from .adapt_crops import CropSampler, crop_size, in_windows
@@ -46,12 +46,13 @@ WELL, CURVE_GAIN = 0.90, 0.02
 
 
 def fit_curve(network: nn.Module, card: ModelCard, case: Case, asked: Sequence[int], *, recipe: Recipe,
-              seed: int, device: torch.device, half: torch.dtype | None, progress: Progress,
-              cancel: CancelToken) -> list[list[float]]:
+              seed: int, device: torch.device, half: torch.dtype | None, checkpointing: bool = False,
+              progress: Progress, cancel: CancelToken) -> list[list[float]]:
     """The points of a curve under which the network finds the classes `asked` best, starting from the card's own.
     case: the new one alone: earlier ones may come from other scanners, and what they taught is asked about afterwards.
 
-    network: the card's, frozen here. `cancel.finishing` ends with what there is. Raises Cancelled.
+    network: the card's, frozen here. checkpointing: blocks of the ViT are computed again on the way back, for less
+    memory. `cancel.finishing` ends with what there is. Raises Cancelled.
     """
     points = torch.from_numpy(_points(case, seed)).float().to(device)
     before = torch.from_numpy(apply_curve(points.cpu().numpy(), card.curve)).to(device) - points
@@ -62,6 +63,7 @@ def fit_curve(network: nn.Module, card: ModelCard, case: Case, asked: Sequence[i
     stages = Stages(network, card.network)
     sampler = CropSampler([case], card, crop_size(card, stages, recipe.crop), seed, spread=0.0, bend=0.0, scale=0.05)
     network.to(device).eval().requires_grad_(False)
+    recompute_blocks(network, checkpointing)
     steps = recipe.curve_steps
     for step in range(steps):
         progress(step / steps, f"Matching grey values, {step + 1} of {steps}")
@@ -89,6 +91,7 @@ def fit_curve(network: nn.Module, card: ModelCard, case: Case, asked: Sequence[i
             average.lerp_(change.detach(), 1.0 if 2 * step < steps + 2 else 0.05)
         if cancel.finishing:
             break
+    recompute_blocks(network, False)
     if 2 * step < steps:
         average = change.detach()
     return [[float(f"{x:.6g}"), float(f"{x + y:.6g}")] for x, y in zip(points.tolist(), average.tolist())]

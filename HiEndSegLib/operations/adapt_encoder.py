@@ -14,7 +14,7 @@ import torch
 
 from ..errors import ModelError
 from ..geometry.labels import Label
-from ..models.card import ModelCard
+from ..models.card import ModelCard, file_sha256
 from ..models.encoders import DESCRIPTION_NAME, load_encoder_weights, read_encoder
 from ..models.loading import Model
 from ..models.official import encoder_shape, is_official, load_encoder, unwrap_state
@@ -39,7 +39,9 @@ def model_from_encoder(encoder: str | os.PathLike, labels: Sequence[Label] = (),
         state = {f"encoder.{name}": tensor for name, tensor in load_encoder_weights(folder).items()}
         facts = {"spacing": card.spacing, "crop": card.crop, "heads": card.network["num_heads"],
                  "mlp_ratio": card.network["mlp_ratio"], "modality": card.modality, "licence": card.licence,
-                 "provenance": card.provenance, "title": card.title, "window": card.window, "variant": card.variant}
+                 "provenance": card.provenance, "title": card.title, "window": card.window,
+                 "source": {"id": card.id, "version": card.version, "file": card.weights["file"],
+                            "sha256": card.weights["sha256"]}}
     else:
         state, facts = _published(path)
     shape = encoder_shape(state)
@@ -68,7 +70,7 @@ def model_from_encoder(encoder: str | os.PathLike, labels: Sequence[Label] = (),
         provenance=f"Encoder: {facts['provenance']} Everything after it learned from one labeled case.",
         intensity_unit="HU" if facts["modality"] == "CT" else "native",
         weights={"file": "weights.safetensors", "sha256": "0" * 64, "bytes": 0, "dtype": "float32"},
-        training={"encoder": str(shape)})
+        training={"encoder": {"shape": str(shape), **facts["source"]}})
     return Model(card, network.eval().requires_grad_(False), torch.device("cpu"))
 
 
@@ -106,4 +108,4 @@ def _published(path: Path) -> tuple[dict, dict]:
     return state, {"spacing": SPACING, "crop": CROP, "heads": heads, "mlp_ratio": hidden.shape[0] / shape.width,
                    "modality": "CT", "licence": "As published with the encoder's weights.", "window": WINDOW,
                    "provenance": "weights published by others, see their terms.", "title": str(shape),
-                   "variant": shape.variant}
+                   "source": {"file": path.name, "sha256": file_sha256(path)}}

@@ -20,7 +20,7 @@ from ..models.card import ModelCard
 from ..networks import low_rank
 from ..networks.mask_head import HeadOutput, QueryPrediction
 from ..networks.objective import maskmed_loss, sampled_scores, sublattice, teaching_loss, teaching_mask_loss
-from ..networks.stages import Stages
+from ..networks.stages import Stages, recompute_blocks
 from ..tasks import CancelToken, Progress, Record
 from .adapt_case import OPEN, Case, runs, winners
 from .adapt_crops import CropSampler, crop_size
@@ -95,9 +95,7 @@ class Training:
         network.to(device).train()
         parent.to(device).eval()
         self._choose_parameters(changed, torch.Generator().manual_seed(seed))
-        for module in network.modules():
-            if checkpointing and hasattr(module, "checkpointing"):
-                module.checkpointing = True
+        recompute_blocks(network, checkpointing)
         self.start = [parameter.detach().clone() for _, parameter in self.trained]
         self.average = [parameter.detach().clone() for _, parameter in self.trained]
         self.updates = 0
@@ -348,9 +346,7 @@ class Training:
         replaced = {name: parameter.detach().cpu().clone() for name, parameter in self.trained
                     if ".parametrizations." not in name}
         low_rank.merge(self.network)
-        for module in self.network.modules():
-            if hasattr(module, "checkpointing"):
-                module.checkpointing = False
+        recompute_blocks(self.network, False)
         self.network.eval().requires_grad_(False)
         if best_step == 0:
             factors = {}

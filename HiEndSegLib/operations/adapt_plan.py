@@ -134,7 +134,7 @@ def plan_adapt(shape: Sequence[int], spacing: Sequence[float], card: ModelCard, 
         return int(max(prepare, during, lattices + 8 * parameters + (answer if on_cpu else model_voxels * 4)))
 
     while crops > FEWEST_CROPS and host_need() > USABLE * host_free:
-        crops -= 8
+        crops = max(FEWEST_CROPS, crops // 2)   # in few steps: what is free changes all the time, the result should not
     need = host_need()
     fits = need <= USABLE * host_free and (on_cpu or device_need <= device_bytes)
     tiles = BODY_SHARE * len(tile_starts((0, 0, 0), model_shape, model_shape, card.tile, card.overlap))
