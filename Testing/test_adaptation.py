@@ -21,7 +21,7 @@ from HiEndSegLib.models.loading import load_model
 from HiEndSegLib.models.registry import Registry
 from HiEndSegLib.networks.build import build_network
 from HiEndSegLib.operations.segment import segment
-from training import adaptation, adaptation_run
+from training import adaptation, adaptation_run, adaptation_sequence
 from training.adaptation_baselines import Crops, clock_rate, learn_scratch
 from training.adaptation_cases import Cases, body_fat
 from training.adaptation_looks import AS_IS, LOOKS, with_look
@@ -264,6 +264,42 @@ def test_quick_mode_runs_within_its_time_and_its_own_report_is_kept(data, model_
     assert [row["id"] for row in report["taught"]] == ["subcutaneous_fat"]
     assert set(results[0]["scores"]["ct-b+fat"]) == {*KNOWN, "subcutaneous_fat"}
     assert [r["kind"] for r in results[0]["curve"]] and results[0]["curve"][-1]["kind"] == "score"
+
+
+def test_two_lessons_one_after_the_other(data, model_folder, tmp_path, capsys):
+    """The second lesson starts from what the first made, and meets its case again only where it is remembered."""
+    write_case(tmp_path / "data" / "ct-c", 3)
+    for name in ("ct-a", "ct-b"):
+        (tmp_path / "data" / name).symlink_to(data / name)
+    lesson = adaptation_sequence.Lesson
+    sequence = adaptation_sequence.TwoLessons(
+        "fat, then liver", lesson("fat:ct-a", ("subcutaneous_fat",), ("ct-b+fat",)),
+        lesson("ct-c", ("liver",), ("ct-b",), "cone-beam"))
+    words = [str(tmp_path / "data"), str(tmp_path), "--model", str(model_folder), "--steps", "2"]
+    assert adaptation_sequence.main(words, [sequence]) == 0, capsys.readouterr().err
+    file = tmp_path / "sequences" / "fat,-then-liver_quick_seed0.json"
+    result, written = json.loads(file.read_text()), file.stat().st_mtime_ns
+    before, first, without, remembered = result["scores"].values()
+    assert before["first"] == {"ct-b+fat": {}}                                              # not known yet
+    assert all(list(state["first"]["ct-b+fat"]) == ["subcutaneous_fat"] for state in (first, without, remembered))
+    assert list(before["second"]["ct-b"]) == ["liver"]
+    assert [report["teaching_cases"] for report in result["reports"].values()] == [0, 0, 1]
+    assert adaptation_sequence.main(words, [sequence]) == 0 and file.stat().st_mtime_ns == written
+    capsys.readouterr()
+    assert adaptation_sequence.main([str(tmp_path), "--table"]) == 0
+    assert "| first, fat:ct-a (as-is) | subcutaneous fat | ct-b+fat |  | " in capsys.readouterr().out
+
+
+def test_a_sequence_scores_nobody_who_teaches(data, model_folder, tmp_path, capsys):
+    lesson, two = adaptation_sequence.Lesson, adaptation_sequence.TwoLessons
+    with pytest.raises(OptionError, match="neither"):
+        two("x", lesson("fat:ct-a", ("deep_fat",), ("ct-c",)), lesson("ct-b", ("liver",), ("ct-a+fat",)))
+    with pytest.raises(OptionError, match="different"):
+        two("x", lesson("fat:ct-a", ("deep_fat",), ("ct-c",)), lesson("ct-a", ("liver",), ("ct-b",)))
+    assert adaptation_sequence.main([str(data), str(tmp_path), "--names", "nothing"]) == 1
+    assert adaptation_sequence.main([str(tmp_path), "--table"]) == 1
+    errors = capsys.readouterr().err
+    assert "another structure" in errors and "no finished sequence" in errors
 
 
 def test_a_baseline_learns_what_it_is_taught(data, model, tmp_path):
