@@ -5,7 +5,8 @@ import torch
 
 from HiEndSegLib.networks.build import build_network
 from HiEndSegLib.networks.mask_head import MaskedMultiScaleHead, fuse, mask_logits
-from HiEndSegLib.networks.pyramid import ConvPyramid, depth_to_space, space_to_depth
+from HiEndSegLib.networks import pyramid
+from HiEndSegLib.networks.pyramid import Convolution3, ConvPyramid, depth_to_space, space_to_depth
 
 TINY = dict(num_classes=4, in_channels=2, img_size=24, channels=(8, 8, 16), fsad_dim=12, fsad_heads=2, fsad_depth=1,
             vit=dict(name="vit_tiny_12p", embed_dim=24, depth=4, num_heads=2), taps=(1, 2, 3))
@@ -18,6 +19,25 @@ def test_folding_is_exact_and_reversible():
     assert folded.shape == (2, 24, 2, 3, 4)
     assert torch.equal(depth_to_space(folded), x)
     assert torch.equal(folded[0, :8, 0, 0, 0], x[0, 0, :2, :2, :2].flatten())
+
+
+@pytest.mark.parametrize("shape", [(16, 15, 14), (13, 14, 15), (1, 4, 5)])
+def test_halves_of_a_map_are_the_whole(shape, monkeypatch):
+    """The way small maps take on a CPU is the plain convolution, values and gradients alike."""
+    torch.manual_seed(0)
+    layer, x = Convolution3(3, 5), torch.randn(1, 3, *shape, requires_grad=True)
+    towards, results = torch.randn(1, 5, *shape), []
+    for bounds in ((0, 0), (1, 1 << 30)):
+        monkeypatch.setattr(pyramid, "SMALL_MAP", bounds)
+        calls = []
+        monkeypatch.setattr(pyramid.F, "conv3d", lambda *a, real=torch.conv3d: calls.append(len(a[0])) or real(*a))
+        out = layer(x)
+        monkeypatch.undo()
+        assert calls == [2 if bounds[1] else 1]
+        results.append((out, *torch.autograd.grad((out * towards).sum(), [x, layer.weight, layer.bias])))
+    assert out.shape == (1, 5, *shape)
+    for one, other in zip(*results):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_pyramid_strides():

@@ -11,7 +11,12 @@ Our own design; no part of the three papers.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+#: Values of a map (channels times voxels), from and below, that PyTorch's own slow way would take and that are worth it.
+SMALL_MAP = 100_000, 600_000
 
 
 def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
@@ -31,6 +36,29 @@ def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
     return x.reshape(b, c, i * f, j * f, k * f)
 
 
+class Convolution3(nn.Conv3d):
+    """A 3x3x3 convolution that keeps the lattice, (B, in, I, J, K) -> (B, out, I, J, K).
+
+    For one small float32 map on a CPU PyTorch (2.4 to 2.13) takes a slow way of its own instead of oneDNN's, for two
+    not. So such a map goes through as its two halves. Measured on one core without AVX-512, forward and back, ms: 32
+    channels at 24^3 269 -> 52, 48 at 18^3 138 -> 66, 96 at 12^3 83 -> 63.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (len(x) != 1 or not SMALL_MAP[0] <= x.numel() < SMALL_MAP[1] or x.device.type != "cpu"
+                or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")):
+            return super().forward(x)
+        edge = x.shape[2]
+        half = (edge + 1) // 2
+        padded = F.pad(x, (1, 1, 1, 1, 1, 1 + 2 * half - edge))
+        halves = torch.cat([padded[:, :, :half + 2], padded[:, :, half:]])
+        first, second = F.conv3d(halves, self.weight, self.bias).split(1)
+        return torch.cat([first, second], 2)[:, :, :edge]
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation residual block, (B, in, I, J, K) -> (B, out, I, J, K).
 
@@ -40,9 +68,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.norm1 = nn.GroupNorm(_groups(in_channels), in_channels)
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Convolution3(in_channels, out_channels)
         self.norm2 = nn.GroupNorm(_groups(out_channels), out_channels)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Convolution3(out_channels, out_channels)
         self.act = nn.LeakyReLU(0.01)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
 
@@ -63,7 +91,7 @@ class ConvPyramid(nn.Module):
                  blocks: tuple[int, int, int] = (1, 1, 1)):
         super().__init__()
         self.channels = tuple(channels)
-        self.stem = nn.Conv3d(in_channels * 8, channels[0], 3, padding=1)
+        self.stem = Convolution3(in_channels * 8, channels[0])
         self.stages = nn.ModuleList()
         self.downs = nn.ModuleList()
         for level, width in enumerate(channels):
