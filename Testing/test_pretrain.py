@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import pickle
 import resource
 import shutil
@@ -9,6 +11,7 @@ import signal
 import sys
 import zipfile
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -27,7 +30,7 @@ from pretrain_helpers import (
 )
 
 from HiEndSegLib.networks.hi_end_mae import build_hi_end_mae
-from training import pretrain, pretrain_state
+from training import pretrain, pretrain_log, pretrain_state
 from training.pretrain_log import Progress, tell
 from training.pretrain_loop import FloatAttention, parameter_groups
 
@@ -223,11 +226,64 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(whole, data, tmp_path)
     assert second.wait() == 2
     assert "disk is full" in second.text and "Training goes on from memory" in second.text
     assert f"the checkpoint of step {step} in {run / 'last.pt'} is whole" in second.text
+    assert f"What was trained since is lost; the checkpoint of step {step} in" in second.lines[-1]
+    assert "Traceback" not in second.text
     assert "step 9 of 9  loss" in second.text
     assert (run / "last.pt").read_bytes() == kept
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
     assert pretrain.main(arguments(data, run)) == 0         # with room again
     assert curve(run) == curve(whole)
+
+
+def test_a_log_of_tensorboard_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    board = pretrain_log.Board(tmp_path, 0)
+    board.scalar("loss", 1.0, 1)
+    board.flush()
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    for step in range(2, 30):
+        board.scalar("loss", 1.0, step)
+        board.flush()
+    board.close()
+    said = capsys.readouterr().err
+    assert said.count("TensorBoard's files cannot be written") == 1 and "Traceback" not in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes of a process are looked up in /proc")
+def test_a_killed_loader_process_is_a_sentence(data, tmp_path):
+    import psutil
+
+    child = Child(arguments(data, tmp_path / "run", steps=500, save_every=2, validate_every=500, workers=1))
+    child.read_until("step 5 of 500  loss")
+    for process in psutil.Process(child.pid).children():
+        process.kill()
+    assert child.wait() == 2
+    assert "fewer --workers" in child.lines[-1] and "is whole, and the same command goes on" in child.lines[-1]
+    assert "Traceback" not in child.text
+
+
+def test_other_voxels_in_the_same_files_are_another_set_of_volumes(data, tmp_path, capsys):
+    mine, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, mine)
+    words = arguments(mine, run, steps=2, warmup=1, validate_every=50, cache=tmp_path / "cache")
+    assert pretrain.main([*words, "--save-every", "1"]) == 0
+    state = torch.load(run / "last.pt", weights_only=True)
+    older = {**state, "recipe": {**state["recipe"], "data": pretrain.digest(
+        [[v["name"], v["shape"]] for v in json.loads((run / "data.json").read_text())["volumes"]])}}
+    torch.save(older, run / "last.pt")                          # of before voxels were looked at
+    assert pretrain.main(words) == 0
+    torch.save(state, run / "last.pt")
+    image = nibabel.load(next(iter(sorted(mine.rglob("*.nii.gz")))))
+    array = np.asarray(image.dataobj).copy()
+    array[array.shape[0] // 2, array.shape[1] // 2] += 40
+    nibabel.save(nibabel.Nifti1Image(array, image.affine), image.get_filename())
+    capsys.readouterr()
+    assert "another set of volumes" in fails(words, capsys)
 
 
 @pytest.mark.parametrize("changes, words", [

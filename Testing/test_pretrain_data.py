@@ -6,13 +6,14 @@ import gzip
 import os
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from pretrain_helpers import torso, write_ct, write_data, write_mr
 from test_geometry_dicom import write_slice
 
-from HiEndSegLib.errors import InputError, OptionError, OutputError
+from HiEndSegLib.errors import EngineError, InputError, OptionError, OutputError
 from training import pretrain_data
 from training.pretrain_crops import Augmentation, Batches, Crops
 from training.pretrain_data import (
@@ -62,6 +63,50 @@ def test_a_second_look_reads_the_cache_and_a_change_does_not(tmp_path, monkeypat
     assert len(reads) == 2 and changed.array != first.array
 
 
+def test_what_is_left_out_is_decoded_once_and_the_modality_asked_for_changes_no_entry(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_ct(data / "ct.nii.gz")
+    nib.save(nib.Nifti1Image((torso() > 100).astype(np.int16), np.eye(4)), data / "labels.nii.gz")
+    write_ct(data / "thin.nii.gz", (40, 34, 3))
+    write_mr(data / "mr.nii.gz")
+    first = {how.modality: prepared(data, tmp_path, how) for how in (HOW, Preparation(3.0, modality="MR"))}
+    reads, real = [], pretrain_data.read_volume
+    monkeypatch.setattr(pretrain_data, "read_volume", lambda *a, **k: reads.append(a) or real(*a, **k))
+    for modality, results in first.items():
+        assert prepared(data, tmp_path, Preparation(3.0, modality=modality)) == results
+    only_ct = {r.name: r for r in prepared(data, tmp_path, Preparation(3.0, modality="CT"))}
+    assert not reads and only_ct["ct"] == {r.name: r for r in first[None]}["ct"]
+    assert isinstance(only_ct["mr"], LeftOut) and isinstance(only_ct["thin"], LeftOut)
+    assert [r.name for r in first["MR"] if isinstance(r, Prepared)] == ["mr"]
+    write_ct(data / "thin.nii.gz")                                                     # changed, so looked at again
+    again = {r.name: r for r in prepared(data, tmp_path)}
+    assert len(reads) == 1 and isinstance(again["thin"], Prepared)
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    path, real = write_ct(tmp_path / "a.nii.gz"), pretrain_data.read_volume
+
+    def refused(*args, **keywords):
+        raise InputError("a.nii.gz may not be read by this user; change its permissions.")
+
+    monkeypatch.setattr(pretrain_data, "read_volume", refused)
+    assert "permissions" in prepared(path, tmp_path)[0].sentence
+    monkeypatch.setattr(pretrain_data, "read_volume", real)
+    assert isinstance(prepared(path, tmp_path)[0], Prepared)
+
+
+def test_a_killed_process_that_prepares_is_a_sentence(tmp_path, monkeypatch):
+    write_data(tmp_path / "data", 2)
+    monkeypatch.setattr(pretrain_data, "prepare", _die)
+    with pytest.raises(EngineError, match="fewer --workers"):
+        prepare_all(find_named([tmp_path / "data"]), HOW, tmp_path / "cache", workers=1)
+
+
+def _die(*args):
+    os.kill(os.getpid(), 9)
+
+
 def test_a_damaged_entry_is_made_again(tmp_path):
     path = write_ct(tmp_path / "data.nii.gz")
     (volume,) = prepared(path, tmp_path)
@@ -88,7 +133,6 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path):
     (data / "empty.nrrd").write_bytes(b"")
     write_ct(data / "thin.nii.gz", (40, 34, 3))
     labels = write_ct(data / "labels.nii.gz")
-    import nibabel as nib
     nib.save(nib.Nifti1Image((torso() > 100).astype(np.uint8), np.eye(4)), labels)
     results = prepared(data, tmp_path)
     usable = [r.name for r in results if isinstance(r, Prepared)]
@@ -100,7 +144,6 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path):
 
 def test_label_maps_beside_their_images_are_no_mr(tmp_path):
     data = write_data(tmp_path / "data", 1)
-    import nibabel as nib
     body = torso()
     many = np.where(body > 100, 110, np.where(body > 0, 60, np.where(body > -200, 7, 0))).astype(np.uint8)
     nib.save(nib.Nifti1Image(many, np.eye(4)), data / "labels.nii.gz")

@@ -17,7 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from .pretrain_data import (
 )
 from .pretrain_log import tell as say, warn
 from .pretrain_loop import Pace, Training
-from .pretrain_ranks import PRECISIONS, STRATEGIES, agree, gather, is_first, lost_rank, make_fabric, quieten, share
+from .pretrain_ranks import PRECISIONS, STRATEGIES, agree, gather, is_first, lost_loader, lost_rank, make_fabric, quieten, share
 from .pretrain_state import Recipe
 
 
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn(f"Interrupted; {in_hand()}.")
         return 130
     except RuntimeError as error:
-        lost = lost_rank(error, in_hand())
+        lost = lost_loader(error, in_hand()) or lost_rank(error, in_hand())
         if lost is None:
             raise
         warn(lost.sentence)
@@ -150,7 +150,7 @@ def pretrain(options: argparse.Namespace, started: list[Training]) -> int:
     kept, held = split_held_out(volumes, options.hold_out)
     weights = weigh(kept, options.weigh)
     recipe = make_recipe(options, kept, held, modality, weights)
-    state, origin = agree(fabric, lambda: find_state(options, recipe))
+    state, origin = agree(fabric, lambda: find_state(options, recipe, kept))
     if state is not None and state["step"] >= recipe.steps:
         tell(fabric, f"{origin} is already at step {state['step']} of {recipe.steps}; nothing is left to train.")
         return 0
@@ -251,7 +251,6 @@ def weigh(volumes: Sequence[Prepared], factors: Sequence[str]) -> dict[str, floa
 
 
 def make_recipe(options, kept, held, modality, weights) -> Recipe:
-    listing = json.dumps([[v.name, list(v.shape)] for v in kept])
     return Recipe(
         variant=options.variant, dense_stages=options.dense_stages, mask_ratio=options.mask_ratio, crop=options.crop,
         batch=options.batch, steps=options.steps, lr=options.lr,
@@ -260,8 +259,12 @@ def make_recipe(options, kept, held, modality, weights) -> Recipe:
         seed=options.seed, per_volume=options.crops_per_volume, spacing=options.spacing,
         window=tuple(float(v) for v in options.window), modality=modality, augmentation=augmentation_of(options),
         weights={name: value for name, value in weights.items() if value != 1.0},
-        data=hashlib.sha256(listing.encode()).hexdigest()[:16], volumes=len(kept),
+        data=digest([[v.name, list(v.shape), v.digest] for v in kept]), volumes=len(kept),
         held_out=tuple(v.name for v in held))
+
+
+def digest(listing: list) -> str:
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
 
 
 def build(options: argparse.Namespace) -> HiEndMAE:
@@ -294,7 +297,8 @@ def prepare_data(options, fabric) -> tuple[list[Prepared], list[LeftOut], str]:
     return [r for r in results if isinstance(r, Prepared)], left_out, agree_on_modality(results)
 
 
-def find_state(options: argparse.Namespace, recipe: Recipe) -> tuple[dict | None, Path | None]:
+def find_state(options: argparse.Namespace, recipe: Recipe,
+               kept: Sequence[Prepared]) -> tuple[dict | None, Path | None]:
     """The checkpoint to go on from, if there is one. Raises ModelError and OptionError."""
     path = options.resume_from or options.run / state_files.LAST
     if not path.exists():
@@ -305,6 +309,8 @@ def find_state(options: argparse.Namespace, recipe: Recipe) -> tuple[dict | None
                               "--resume-from, or remove it to start anew.")
         return None, None
     state = state_files.load(path)
+    if state["recipe"].get("data") == digest([[v.name, list(v.shape)] for v in kept]):
+        recipe = replace(recipe, data=state["recipe"]["data"])      # of before voxels were looked at: names and shapes
     state_files.check_recipe(state["recipe"], recipe, path)
     return state, path
 

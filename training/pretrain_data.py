@@ -2,7 +2,8 @@
 
 What is decoded, turned to RAS+ axes, resampled, clipped and scaled once is kept on disk as one `.npy` per volume, under
 a name made of the source's path, size and time and of the recipe; so another recipe, or a changed file, gets entries of
-its own. Entries are memory-mapped: what fits stays in the system's file cache, shared by all processes, and of what
+its own. Beside it lies what the voxels look like (modality, label map), so that what is left out is decoded once, too;
+only files that cannot be read are tried again each time, because the reason may be this machine's. Entries are memory-mapped: what fits stays in the system's file cache, shared by all processes, and of what
 does not only the pages a crop touches are read. Needs no torch.
 """
 
@@ -14,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from multiprocessing import get_context
@@ -21,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from HiEndSegLib.errors import HiEndSegError, InputError, OptionError, OutputError
+from HiEndSegLib.errors import EngineError, HiEndSegError, InputError, OptionError, OutputError
 from HiEndSegLib.geometry.files import atomic_target
-from HiEndSegLib.geometry.modality import guess_modality
+from HiEndSegLib.geometry.modality import ModalityGuess, guess_modality
 from HiEndSegLib.geometry.reading import Case, find_cases, list_series, read_volume, stem
 from HiEndSegLib.geometry.resample import resample_to_spacing
 
@@ -31,7 +33,7 @@ from HiEndSegLib.geometry.resample import resample_to_spacing
 LEVELS = 65535
 #: Thinner volumes hold less than a patch across and are left out (voxels at the recipe's spacing).
 MIN_VOXELS = 12
-_ENTRY_VERSION = 1
+_ENTRY_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Preparation:
 @dataclass(frozen=True)
 class Prepared:
     """A cached volume. array: its file, uint16 (I, J, K) in RAS+ axes. foreground: fraction of voxels above
-    `threshold` (stored units; 0 for CT: whatever lies above the window's lower end)."""
+    `threshold` (stored units; 0 for CT: whatever lies above the window's lower end). digest: of the stored voxels."""
 
     name: str
     source: str
@@ -56,6 +58,7 @@ class Prepared:
     shape: tuple[int, int, int]
     threshold: int
     foreground: float
+    digest: str
 
     def open(self) -> np.ndarray:
         """The voxels, memory-mapped. Raises InputError if the entry was damaged since it was written."""
@@ -134,7 +137,8 @@ def split_held_out(volumes: Sequence[Prepared], patterns: Iterable[str]) -> tupl
 def prepare_all(cases: Sequence[tuple[str, Case]], how: Preparation, cache: Path, *, workers: int = 0,
                 tell: Callable[[str], None] = lambda sentence: None) -> list[Prepared | LeftOut]:
     """Prepare every case (or find it in the cache); results in the cases' order. A case that cannot be used becomes
-    `LeftOut`. workers: processes beside this one; 0 works here. Raises OutputError (cache not writable, disk full)."""
+    `LeftOut`. workers: processes beside this one; 0 works here. Raises OutputError (cache not writable, disk full)
+    and EngineError (a worker was killed)."""
     make_folder(cache)
     results: dict[int, list[Prepared | LeftOut]] = {}
     started = told = time.monotonic()
@@ -150,10 +154,14 @@ def prepare_all(cases: Sequence[tuple[str, Case]], how: Preparation, cache: Path
     if workers > 0 and len(cases) > 1:
         # Not forked: this process may hold a GPU or open connections to other ranks.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(prepare, name, case, how, cache): i for i, (name, case) in enumerate(cases)}
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                note(len(results))
+            try:
+                futures = {pool.submit(prepare, name, case, how, cache): i for i, (name, case) in enumerate(cases)}
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    note(len(results))
+            except BrokenProcessPool:
+                raise EngineError("A process that prepares volumes was ended from outside, most often because memory "
+                                  "ran out; give fewer --workers (what is prepared is kept).") from None
     else:
         for i, (name, case) in enumerate(cases):
             results[i] = prepare(name, case, how, cache)
@@ -175,27 +183,40 @@ def prepare(name: str, case: Case, how: Preparation, cache: Path) -> list[Prepar
 
 def _prepare_one(name: str, path: Path, series: int | None, how: Preparation, cache: Path) -> Prepared | LeftOut:
     try:
-        key = _key(path, series, how)
-        known = _known(cache, key)
-        if known is not None:
-            return replace(known, name=name, source=str(path))
-        volume = read_volume(path, series=series)
-        if looks_like_labels(volume.array):
+        source = _source(path, series)
+        volume, (guess, labels) = None, _seen(cache, source) or (None, False)
+        if guess is None:
+            volume = read_volume(path, series=series)
+            guess, labels = guess_modality(volume), looks_like_labels(volume.array)
+            _write_entry(_entry(cache, source), {"guess": asdict(guess), "labels": labels})
+        if labels:
             return LeftOut(name, "It looks like a label map (few whole numbers in even areas), not like an image.")
-        guess = guess_modality(volume)
         refusal = _refuse(guess, how.modality)
         if refusal:
             return LeftOut(name, refusal, guess.kind)
         kind = how.modality or guess.kind
-        array = resample_to_spacing(volume, how.spacing).array
+        entry = _entry(cache, [*source, kind, how.spacing, how.window if kind == "CT" else None])
+        known = _known(entry)
+        if isinstance(known, Prepared):
+            return replace(known, name=name, source=str(path))
+        if known is not None:
+            return LeftOut(name, known)
+        array = resample_to_spacing(volume or read_volume(path, series=series), how.spacing).array
+        del volume
+        reason, scaled = "", None
         if min(array.shape) < MIN_VOXELS:
-            return LeftOut(name, f"It has {' x '.join(map(str, array.shape))} voxels at {how.spacing:g} mm, and "
-                                 f"{MIN_VOXELS} are needed along every axis.")
-        scaled, threshold = scale(array, kind, how.window)
-        foreground = float(np.count_nonzero(scaled > threshold)) / scaled.size
-        if foreground == 0.0:
-            return LeftOut(name, "No voxel lies above the intensity window's lower end, so there is nothing to see.")
-        prepared = Prepared(name, str(path), kind, str(cache / f"{key}.npy"), scaled.shape, threshold, foreground)
+            reason = (f"It has {' x '.join(map(str, array.shape))} voxels at {how.spacing:g} mm, and {MIN_VOXELS} are "
+                      "needed along every axis.")
+        else:
+            scaled, threshold = scale(array, kind, how.window)
+            foreground = float(np.count_nonzero(scaled > threshold)) / scaled.size
+            if foreground == 0.0:
+                reason = "No voxel lies above the intensity window's lower end, so there is nothing to see."
+        if reason:
+            _write_entry(entry, {"left_out": reason})
+            return LeftOut(name, reason)
+        prepared = Prepared(name, str(path), kind, str(entry.with_suffix(".npy")), scaled.shape, threshold, foreground,
+                            hashlib.sha256(scaled).hexdigest()[:16])
     except OutputError:
         raise
     except HiEndSegError as error:
@@ -204,9 +225,7 @@ def _prepare_one(name: str, path: Path, series: int | None, how: Preparation, ca
         return LeftOut(name, f"It cannot be read ({error.strerror or error}).")
     with atomic_target(prepared.array) as temporary:
         np.save(temporary, scaled, allow_pickle=False)
-    entry = {**asdict(prepared), "version": _ENTRY_VERSION}
-    with atomic_target(cache / f"{key}.json") as temporary:     # last: an entry with its description is whole
-        temporary.write_text(json.dumps(entry), encoding="utf-8")
+    _write_entry(entry, asdict(prepared))                       # last: an entry with its description is whole
     return prepared
 
 
@@ -272,7 +291,8 @@ def make_folder(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the cache
 
 
-def _key(path: Path, series: int | None, how: Preparation) -> str:
+def _source(path: Path, series: int | None) -> list:
+    """What tells a source from another one, and from itself after a change."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stamps = []
     for file in files:
@@ -280,20 +300,52 @@ def _key(path: Path, series: int | None, how: Preparation) -> str:
         stamps.append([os.path.realpath(file), status.st_size, status.st_mtime_ns])
     if path.suffix.lower() in (".nhdr", ".mhd"):        # the voxels lie in files beside it
         stamps += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(path.parent.glob(f"{path.stem}.*"))]
-    text = json.dumps([_ENTRY_VERSION, stamps, series, asdict(how)])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+    return [stamps, series]
 
 
-def _known(cache: Path, key: str) -> Prepared | None:
+def _entry(cache: Path, key: list) -> Path:
+    """The file that describes an entry; voxels lie beside it."""
+    text = json.dumps([_ENTRY_VERSION, *key])
+    return cache / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:40]}.json"
+
+
+def _write_entry(path: Path, content: dict) -> None:
+    with atomic_target(path) as temporary:
+        temporary.write_text(json.dumps({**content, "version": _ENTRY_VERSION}), encoding="utf-8")
+
+
+def _read_entry(path: Path) -> dict:
+    """An entry's description; raises what `_ABSENT` lists."""
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    if entry.pop("version") != _ENTRY_VERSION:
+        raise KeyError("version")
+    return entry
+
+
+#: An entry that is absent, of another version or damaged; it is made anew.
+_ABSENT = (OSError, ValueError, KeyError, TypeError, AttributeError, InputError)
+
+
+def _seen(cache: Path, source: list) -> tuple[ModalityGuess, bool] | None:
+    """What the voxels of a source look like: its modality, and whether it is a label map."""
     try:
-        entry = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))
-        if entry.pop("version") != _ENTRY_VERSION:
-            return None
-        prepared = replace(Prepared(**entry), array=str(cache / f"{key}.npy"), shape=tuple(entry["shape"]))
+        entry = _read_entry(_entry(cache, source))
+        return ModalityGuess(**entry["guess"]), bool(entry["labels"])
+    except _ABSENT:
+        return None
+
+
+def _known(path: Path) -> Prepared | str | None:
+    """A prepared volume, or why there is none."""
+    try:
+        entry = _read_entry(path)
+        if "left_out" in entry:
+            return str(entry["left_out"])
+        prepared = replace(Prepared(**entry), array=str(path.with_suffix(".npy")), shape=tuple(entry["shape"]))
         prepared.open()
         return prepared
-    except (OSError, ValueError, KeyError, TypeError, InputError):
-        return None         # absent, of another version or damaged: made anew
+    except _ABSENT:
+        return None
 
 
 def duration(seconds: float) -> str:

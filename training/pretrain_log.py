@@ -10,6 +10,7 @@ import csv
 import io
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from .pretrain_data import duration
 
 TRAINING = ("step", "loss", "lr", "seconds")
 VALIDATION = ("step", "loss")
+#: The class of TensorBoard's thread.
+_WRITER_THREAD = "_AsyncWriterThread"
 
 
 def tell(line: str) -> None:
@@ -81,6 +84,7 @@ class Board:
 
     def __init__(self, folder: Path, step: int):
         self.writer = None
+        _silence_writer_threads()
         try:
             from torch.utils.tensorboard import SummaryWriter
             self.writer = SummaryWriter(str(folder), purge_step=step + 1)
@@ -113,6 +117,21 @@ class Board:
     def _stop(self, error: Exception) -> None:
         self.writer = None
         warn(f"TensorBoard's files cannot be written ({error}); training goes on without them.")
+
+
+def _silence_writer_threads() -> None:
+    """What ends TensorBoard's writing thread (disk full) reaches `Board._do` at the next call; the thread's own
+    traceback would be all that a person sees of it."""
+    others = threading.excepthook
+
+    def hook(failure) -> None:
+        if type(failure.thread).__name__ != _WRITER_THREAD:
+            others(failure)
+
+    if getattr(others, "for_boards", False):
+        return
+    hook.for_boards = True
+    threading.excepthook = hook
 
 
 def picture(crop: np.ndarray, visible: np.ndarray, rebuilt: np.ndarray) -> np.ndarray:

@@ -261,7 +261,8 @@ class Training:
             self.saved = self.step
         except OutputError as error:
             if final:
-                raise
+                raise OutputError(f"{error.sentence.removesuffix('.')}. What was trained since is lost; "
+                                  f"{self.checkpoint_words()}.") from error
             warn(f"{error.sentence} Training goes on from memory and saves again at the next turn; "
                  f"{self.checkpoint_words()}.")
 

@@ -131,3 +131,11 @@ def lost_rank(error: BaseException, checkpoint: str) -> EngineError | None:
     if not isinstance(error, torch.distributed.DistError) and not any(word in text for word in _LOST):
         return None
     return EngineError(f"Another process of this training has ended, so this one ends too; {checkpoint}.")
+
+
+def lost_loader(error: BaseException, checkpoint: str) -> EngineError | None:
+    """What to say if `error` is how the end of a process that cuts crops shows here; None for anything else."""
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    return EngineError("A process that cuts crops was ended from outside, most often because memory ran out; give "
+                       f"fewer --workers or close other programs ({checkpoint}).")

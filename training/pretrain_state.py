@@ -40,7 +40,7 @@ _LOAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=False, stric
 class Recipe:
     """Everything the loss curve depends on, beside the code and the number type of the arithmetic's hardware.
 
-    data: a digest of the volumes' names and shapes in their order; volumes: how many. Batch is the global one.
+    data: a digest of the volumes' names, shapes and voxels in their order; volumes: how many. Batch is the global one.
     """
 
     variant: str
