@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +42,42 @@ def add_routes(app: Any, session: Any) -> None:
 
 
 def add_model_route(app: Any, session: Any) -> None:
-    """GET /model/KEY: one of the person's own models or versions as a zip, never with a teaching set."""
+    """GET /model/KEY: one of the person's own models or versions as a zip, never with a teaching set; with ?whole=1
+    a version with everything it needs."""
     async def download(request: web.Request) -> web.StreamResponse:
-        def export(folder: Path) -> Callable[[], Path]:
+        def export(folder: Path) -> Callable[[], Path] | Awaitable[Path]:
             from HiEndSegLib.models.versions import export_version
 
             card = session.registry.get(request.match_info["key"])
+            if request.query.get("whole") and card.is_version:
+                return whole(card, folder / f"{card.id}-{card.version}-whole.zip")
             return lambda: Path(export_version(card, folder / f"{card.id}-{card.version}.zip"))
+
+        async def whole(card: Any, path: Path) -> Path:
+            session.may_open()                              # the engine does one thing at a time
+            job = session.engine.submit_export(str(card.folder), path)
+            while not job.done:
+                await asyncio.sleep(0.05)
+                job.poll()
+            return Path(job.result())
 
         return await send(request, session.folder, export)
 
     app.router.add_get("/model/{key}", download)
 
 
-async def send(request: web.Request, private: Path, make: Callable[[Path], Path | Callable[[], Path]]
-               ) -> web.StreamResponse:
+async def send(request: web.Request, private: Path,
+               make: Callable[[Path], Path | Callable[[], Path] | Awaitable[Path]]) -> web.StreamResponse:
     """A file that `make` writes into a folder, in pieces; nothing of it stays.
 
-    make: gives the file's path, or what goes on to write it on a thread (nothing there may touch the scene).
+    make: gives the file's path, what goes on to write it on a thread (nothing there may touch the scene), or what to
+    wait for.
     """
     folder = Path(tempfile.mkdtemp(prefix="download-", dir=private))
     try:
         try:
             made = make(folder)
-            path = await asyncio.to_thread(made) if callable(made) else made
+            path = await made if inspect.isawaitable(made) else await asyncio.to_thread(made) if callable(made) else made
             if not path.is_file():
                 raise OutputError("The file could not be written; free some space on this computer and try again.")
         except HiEndSegError as error:

@@ -250,9 +250,10 @@ def add_routes(app: Any, session: Any) -> None:
     app.router.add_post("/upload", upload)
 
 
-async def receive(request: Any, path: Path, most: int = MAX_UPLOAD) -> Path:
-    """A request's body as a file. Raises InputError where it is longer than allowed."""
-    too_long = f"The file is larger than {most / 1e9:g} GB; crop it, or open it in desktop Slicer."
+async def receive(request: Any, path: Path, most: int = MAX_UPLOAD,
+                  instead: str = "crop it, or open it in desktop Slicer") -> Path:
+    """A request's body as a file. Raises InputError where it is longer than allowed; instead: what to do then."""
+    too_long = f"The file is larger than {most / 1e9:g} GB; {instead}."
     if (request.content_length or 0) > most:
         raise InputError(too_long)
     got = 0

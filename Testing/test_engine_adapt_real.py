@@ -106,6 +106,20 @@ def test_a_version_is_taught_again_with_its_earlier_case(client):
     assert Registry().parent_of(card).key == "core@1.0.0" and Registry().base_of(card).key == "tiny@1.0.0"
 
 
+def test_a_version_goes_out_with_everything_it_needs(client, tmp_path):
+    """Follows the tests above. Whoever has no base gets a model that answers as the version does."""
+    volume, _ = case()
+    target = tmp_path / "core.zip"
+    assert client.submit_export("core", target).result(60) == str(target)
+    registry = Registry(tmp_path / "nothing", tmp_path / "elsewhere")
+    card = registry.add(target)
+    assert not card.is_version and card.training["adaptation"]["name"] == "Core"
+    assert not (card.folder / "teaching.npz").exists()
+    there, here = (client.segment(volume, model=model, device="cpu") for model in (str(card.folder), "core"))
+    assert np.array_equal(there.labels.array, here.labels.array)
+    assert client.submit_export("core", target).result(60) == str(target), "an older file gives way"
+
+
 def test_what_did_not_get_better_is_kept_only_when_asked(client, models):
     before = files_in(models)
     result = submit(client, name="Worse", steps=1).result(120)

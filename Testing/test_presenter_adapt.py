@@ -10,6 +10,7 @@ from bridge_scene import ct, ct_volume, scene, slicer                           
 from HiEndSegLib.bridge.plots import chart_points
 from HiEndSegLib.errors import EngineError, InputError, ModelError, OptionError
 from HiEndSegLib.presenter.report import together
+from HiEndSegLib.presenter.adapt_inputs import SHIPPED_ENCODER
 from HiEndSegLib.presenter.adapt_outcome import change_sentence, score_rows
 from HiEndSegLib.presenter.adapt_state import ADAPT_BUSY, ADAPT_PHASES
 
@@ -539,6 +540,7 @@ def test_an_encoder_makes_a_model_of_new_structures(desk, ct, tmp_path):        
 
 
 def test_an_encoders_folder_is_chosen_by_any_file_in_it(desk, tmp_path):
+    assert desk.state.encoder_path == str(SHIPPED_ENCODER) and (SHIPPED_ENCODER / "description.json").is_file()
     (tmp_path / "description.json").write_text("{}")
     (tmp_path / "weights.safetensors").write_bytes(b"w")
     desk.presenter.set_encoder(tmp_path / "weights.safetensors")

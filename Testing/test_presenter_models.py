@@ -274,6 +274,16 @@ def test_exporting_a_version_says_what_its_reader_needs(shelf, tmp_path):
         shelf.presenter.wait()
         assert not shelf.state.failed and shelf.state.headline == told
         assert zipfile.is_zipfile(tmp_path / "a.zip")
+    for answer, told in ((str(tmp_path / "b.zip"), "b.zip was written. It is a model of its own: whoever adds it needs "
+                                                   "no other."), (ModelError("The base is gone."), "The base is gone.")):
+        shelf.presenter.export("liver", tmp_path / "b.zip", whole=True)
+        job = shelf.engine.jobs[-1]
+        assert job.operation == "export" and shelf.state.busy                   # merging is the engine's work
+        assert job.arguments == {"model": str(shelf.registry.user / "liver@1.0.0"), "path": str(tmp_path / "b.zip")}
+        shelf.engine._end(job, answer)
+        shelf.presenter.tick()
+        assert (shelf.state.headline, shelf.state.busy) == (told, False)
+        assert shelf.state.failed == isinstance(answer, ModelError)
     shelf.presenter.export("liver", tmp_path / "no such folder" / "a.zip")
     shelf.presenter.wait()
     assert shelf.state.failed and "does not exist" in shelf.state.headline

@@ -21,6 +21,7 @@ class ModelsSection:
         buttons = ((ui.addFileButton, self.onAddFile), (ui.addFolderButton, self.onAddFolder),
                    (ui.verifyButton, self.onVerify), (ui.openFolderButton, self.onOpenFolder),
                    (ui.deleteButton, self.onDelete), (ui.exportButton, self.onExport),
+                   (ui.exportWholeButton, self.onExportWhole),
                    (ui.forgetButton, self.onForget))
         self._buttons, self._connections = [button for button, _slot in buttons], Connections(*buttons)
         presenter.changed.connect(self.show)
@@ -56,6 +57,12 @@ class ModelsSection:
             self.presenter.delete(self._chosen())
 
     def onExport(self):
+        self._export(False)
+
+    def onExportWhole(self):
+        self._export(True)
+
+    def _export(self, whole):
         path = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), _("Export the model into one file"),
                                               f"{self._chosen()}.zip", _("Models") + " (*.zip)") \
             if self._chosen() else ""
@@ -65,7 +72,7 @@ class ModelsSection:
                     _("{file} is there already. Replace it?").format(file=os.path.basename(path))):
                 return
         if path:
-            self.presenter.export(self._chosen(), path)
+            self.presenter.export(self._chosen(), path, whole=whole)
 
     def onForget(self):
         if self._chosen():
@@ -76,6 +83,7 @@ class ModelsSection:
         for button in self._buttons:
             button.setEnabled(not state.busy)
         chosen = next((row for row in state.rows if row.id == self._chosen()), None)
+        ui.exportWholeButton.setVisible(chosen is not None and bool(chosen.parent))
         ui.forgetButton.setVisible(chosen is not None and chosen.teaching)
         setText(ui.modelsSentence, state.headline)
         setText(ui.modelProblems, "\n".join(state.problems))

@@ -133,6 +133,11 @@ class Engine(Attends, abc.ABC):
         """What a weights file from elsewhere is; the job's result is the dict of `models.recognize.recognize`."""
         return self._submit("recognize", {"path": os.path.abspath(path)})
 
+    def submit_export(self, model: Any, path: Any) -> Job:
+        """Write a version with everything it needs into one file, a model of its own; a file that is there is replaced.
+        The job's result is the file's path. See `models.versions.export_version`."""
+        return self._submit("export", {"model": model, "path": os.path.abspath(path)})
+
     def _wait(self, job: Job, progress: Progress = no_progress, cancel: CancelToken | None = None,
               record: Record = no_record) -> Any:
         """Drive `job` to its end on this thread; an exception in here (Ctrl-C too) cancels the job first."""

@@ -30,7 +30,8 @@ class Library(attending.LibraryAttends):
     """Methods take plain arguments plus `progress` and `cancel`. One thread at a time, always the same one."""
 
     #: Operations that may be asked for by name.
-    OPERATIONS = attending.OPERATIONS | {"segment", "plan", "doctor", "recognize", "adapt", "keep", "plan_adapt"}
+    OPERATIONS = attending.OPERATIONS | {"segment", "plan", "doctor", "recognize", "adapt", "keep", "plan_adapt",
+                                         "export"}
     #: Those of them that take `record`.
     RECORDING = frozenset({"adapt"})
 
@@ -129,6 +130,16 @@ class Library(attending.LibraryAttends):
         from ..models.recognize import recognize
 
         return recognize(path, cancel)
+
+    def export(self, *, model: Any, path: str, progress: Progress = no_progress,
+               cancel: CancelToken | None = None) -> str:
+        """See `Engine.submit_export`."""
+        card = find_card(model)
+        progress(0.1, f"Exporting {card.title}")
+        _need_torch()
+        from ..models.versions import export_version
+
+        return str(export_version(card, path, whole=True, overwrite=True, cancel=cancel))
 
     def ready(self, card: Any, device: str, cancel: CancelToken, *, alone: bool = True) -> tuple[Any, bool]:
         """The card's model on the device, and whether it was warm. alone: let go of models that are looked into."""

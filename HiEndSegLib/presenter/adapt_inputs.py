@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HiEndSegError
+from ..resources import resource
 from . import wording
 from .catalogue import Catalogue
 from .inputs import VolumeFacts, look_at_volume
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from ..models.card import ModelCard
 
 _ = wording.translator(__name__)
+
+#: What a new model is made from until another encoder is chosen.
+SHIPPED_ENCODER = resource("Encoders") / "torso-ct-tiny-encoder"
 
 
 class AdaptInputs:
@@ -87,7 +91,9 @@ class AdaptInputs:
 
     @property
     def encoder_path(self) -> str:
-        return str(self._settings.get(ENCODER) or "")
+        """The encoder that was chosen, at first the one that ships; "" where there is none."""
+        path = self._settings.get(ENCODER) or (SHIPPED_ENCODER if SHIPPED_ENCODER.exists() else "")
+        return str(path)
 
     @property
     def card(self) -> ModelCard | None:

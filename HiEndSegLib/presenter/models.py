@@ -57,6 +57,7 @@ class ModelsPresenter:
         self._catalogue = Catalogue(registry, {})
         self._background = Background()
         self._job: Job | None = None
+        self._then: Callable[[Job], None] = self._recognized        # of the job
         self._looked_at = ""
         self._number = 0
         self._asked: tuple[str, str] = ("", "")         # what the open question is about: action, id
@@ -107,8 +108,9 @@ class ModelsPresenter:
         self._ask("delete", id_, _("Delete {name} from your model folder? This cannot be undone.").format(
             name=card.title if card is not None else id_), _("Delete"))
 
-    def export(self, id_: str, path: Any) -> None:
-        """One file of a model or version for other people; the face has asked about a file that is there already."""
+    def export(self, id_: str, path: Any, *, whole: bool = False) -> None:
+        """One file of a model or version for other people; the face has asked about a file that is there already.
+        whole: of a version everything it needs, instead of its changes alone."""
         def export(cancel: Any) -> Any:
             from ..models.versions import export_version
 
@@ -122,7 +124,14 @@ class ModelsPresenter:
             return _("{file} was written. It holds changes only: whoever adds it needs the model {base}.").format(
                 file=written.name, base=f"{base['id']}@{base['version']}")
 
-        self._work(_("Exporting {name}…").format(name=id_), export, words)
+        card = self._catalogue.find(id_)
+        headline = _("Exporting {name}…").format(name=id_)
+        if whole and card is not None and card.is_version:
+            # Putting the weights together takes PyTorch, which is the engine's.
+            self._ask_engine(headline, lambda: self._engine.submit_export(card.key if card.folder is None else
+                                                                          str(card.folder), path), self._exported)
+        else:
+            self._work(headline, export, words)
 
     def forget_teaching(self, id_: str) -> None:
         """Ask, and then delete the cases that are kept beside a version; the version stays."""
@@ -166,7 +175,7 @@ class ModelsPresenter:
             self._job.poll()
             if self._job.done:
                 job, self._job = self._job, None
-                self._recognized(job)
+                self._then(job)
 
     def wait(self, timeout: float = 60.0) -> None:
         """For scripts: until what was asked for is over."""
@@ -238,15 +247,30 @@ class ModelsPresenter:
         self._show(headline=sentence, failed=False, busy=False, encoder_sentence=sentence)
 
     def _recognize(self, path: Path) -> None:
+        def submit() -> Job:
+            self._looked_at = str(path)
+            return self._engine.submit_recognize(path)
+
+        self._ask_engine(_("Looking at {name}…").format(name=path.name), submit, self._recognized)
+
+    def _ask_engine(self, headline: str, submit: Callable[[], Job], then: Callable[[Job], None]) -> None:
+        """A job of the engine's; `then` takes it when it is over. One thing at a time."""
         if self.state.busy:
             return
         try:
-            self._job = self._engine.submit_recognize(path)
+            self._job, self._then = submit(), then
         except HiEndSegError as error:
             self._show(headline=str(error), failed=True)
             return
-        self._looked_at = str(path)
-        self._show(headline=_("Looking at {name}…").format(name=path.name), failed=False, busy=True)
+        self._show(headline=headline, failed=False, busy=True)
+
+    def _exported(self, job: Job) -> None:
+        if job.error is not None:
+            self._show(headline=str(job.error), failed=True, busy=False)
+            return
+        self._show(busy=False, headline=_(
+            "{file} was written. It is a model of its own: whoever adds it needs no other.").format(
+                file=Path(job.result()).name))
 
     def _recognized(self, job: Job) -> None:
         if job.error is not None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from trame.widgets import html
 from trame.widgets import vuetify3 as v3
 
+from HiEndSegLib.errors import HiEndSegError, InputError
 from HiEndSegLib.presenter.adapt_curve import smoothed
 
+from .. import uploads
 from ..binding import Binding
 from .base import Panel
 
 #: The curve's box, in its own units.
 WIDTH, HEIGHT = 320, 110
+#: Endings of a file with an encoder's weights, and the bytes it may have; the largest that was published has 1.5 GB.
+WEIGHTS, MOST = (".pt", ".pth", ".ckpt", ".bin", ".safetensors"), 4_000_000_000
+#: The entry of the list of models that stands for an encoder.
+ENCODER = "encoder"
 
 
 class AdaptPanel(Panel):
@@ -23,8 +35,9 @@ class AdaptPanel(Panel):
         super().__init__(session)
         self.presenter = session.adapt
         self.binding = Binding(self.state, "ada", self.presenter, extra=("busy",))
-        self.state.update({"ada_picture": "", "ada_curve_text": ""})
+        self.state.update({"ada_picture": "", "ada_curve_text": "", "enc_percent": -1, "enc_error": ""})
         self._drawn: Any = None
+        self._sent: Path | None = None                  # the folder of the encoder that was sent
 
     def refresh(self) -> None:
         curve = self.presenter.state.curve
@@ -44,6 +57,7 @@ class AdaptPanel(Panel):
         presenter = self.presenter
         html.Div("{{ ada_headline }}", classes="font-weight-medium", id="ada-headline")
         html.Div("{{ ada_detail }}", classes="hes-sentence mb-2", id="ada-detail")
+        self._models()
         with html.Div(classes="d-flex mb-2"):
             v3.VBtn("{{ ada_compare_text }}", click=self.guarded(presenter.compare), size="small", id="ada-compare",
                     disabled=("!ada_compare_available",), title=("ada_compare_tooltip",))
@@ -93,6 +107,70 @@ class AdaptPanel(Panel):
                        change=(presenter.show_overlay, "[$event.target.checked]"))
             html.Span("Before and after as outlines")
         html.Div("{{ ada_overlay_sentence }}", classes="hes-sentence")
+
+    def _models(self) -> None:
+        """What is taught: a model, or a new one around an encoder."""
+        v3.VSelect(label="Teach", id="ada-model", density="compact", hide_details=True, disabled=("ada_busy",),
+                   items=("[...ada_models.map(m => ({title: m.title, value: m.id})), "
+                          f"{{title: 'A new model, from an encoder alone', value: '{ENCODER}'}}]",),
+                   model_value=(f"ada_from_encoder ? '{ENCODER}' : ada_model_id",), classes="mb-2",
+                   update_modelValue=(self.guarded(self.teach), "[$event]"))
+        with html.Div(v_if=("ada_from_encoder",), classes="mb-2"):
+            html.Div("{{ ada_encoder_sentence }}", classes="hes-sentence", id="ada-encoder")
+            v3.VBtn("Another encoder…", size="small", classes="mt-1", disabled=("ada_busy || enc_percent >= 0",),
+                    id="ada-encoder-button", raw_attrs=['data-file="ada-encoder-file"'],
+                    title="Send a file with the weights of a Hi-End-MAE encoder; it stays on this computer and goes with "
+                          "the page")
+            html.Input(type="file", id="ada-encoder-file", accept=",".join(WEIGHTS), classes="hes-hidden",
+                       raw_attrs=['data-upload="/encoder"', 'tabindex="-1"', 'aria-label="Encoder file"'])
+            v3.VProgressLinear(model_value=("enc_percent",), v_if=("enc_percent >= 0",), height=8, color="primary",
+                               indeterminate=("enc_percent === 100",), classes="mt-1",
+                               raw_attrs=['aria-label="Sending an encoder"'])
+            html.Div("{{ enc_error }}", classes="text-error", v_if=("enc_error",), id="ada-encoder-error")
+
+    def teach(self, id_: str) -> None:
+        """Choose a model of the list, or the encoder that was used last."""
+        if id_ == ENCODER:
+            self.presenter.set_encoder(self.presenter.state.encoder_path)
+        else:
+            self.presenter.set_model(id_)
+
+    def add_routes(self, app: Any) -> None:
+        app.router.add_post("/encoder", self._receive)
+
+    async def _receive(self, request: web.Request) -> web.Response:
+        """POST /encoder?name=…, weights as the body: looked at without running anything in them, then chosen."""
+        folder = None
+        models = self.session.models
+        try:
+            name = re.sub(r"[^A-Za-z0-9._-]+", "_", re.split(r"[/\\]", request.query.get("name", ""))[-1])[-80:]
+            ending = Path(name).suffix.lower()
+            if ending not in WEIGHTS:
+                raise InputError(f"An encoder is one file with weights ({', '.join(WEIGHTS)}); send that.")
+            self.session.may_open()
+            if models.state.busy:
+                raise InputError("Something goes on with the models already; wait for it.")
+            folder = Path(tempfile.mkdtemp(prefix="encoder-", dir=self.session.folder))
+            path = await uploads.receive(request, folder / name.lstrip("."), MOST,
+                                         "use it in desktop Slicer or with 'hiendseg adapt --encoder'")
+            models.add(path)
+            while models.state.busy:
+                await asyncio.sleep(0.05)                   # the session's turns go on meanwhile
+            if models.state.failed:
+                raise InputError(models.state.headline)
+            self.presenter.set_encoder(path)
+            before, self._sent, folder = self._sent, folder, None
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
+            return web.json_response({})
+        except HiEndSegError as error:
+            return web.json_response({"error": str(error)})
+        except OSError as error:
+            return web.json_response({"error": f"The file could not be kept ({error.strerror or error}); free some "
+                                               "space and send it again."})
+        finally:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _question(self) -> None:
         with v3.VAlert(v_if=("ada_question",), density="compact", variant="tonal", type="info", classes="mt-2",

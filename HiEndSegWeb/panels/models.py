@@ -47,10 +47,13 @@ class ModelsPanel(Panel):
                 v3.VBtn(icon=icon, size="x-small", variant="text", v_if=(shown,), disabled=("mod_busy",),
                         title=(label,), raw_attrs=[f':aria-label="{label}"'],
                         id=(f"'models-{action}-' + row.id",), click=(self.guarded(act), "[row.id]"))
-            v3.VBtn(icon="mdi-download-outline", size="x-small", variant="text", v_if=("!row.shipped",),
-                    href=("'/model/' + row.id",), title=("`Export ${row.title} as one file`",),
-                    raw_attrs=['download=""', ':aria-label="`Export ${row.title} as one file`"'],
-                    id=("'models-export-' + row.id",))
+            for action, icon, shown, query, label in (
+                    ("export", "mdi-download-outline", "!row.shipped", "", "`Export ${row.title} as one file`"),
+                    ("whole", "mdi-download-multiple-outline", "row.parent", " + '?whole=1'",
+                     "`Export ${row.title} with everything it needs, for people without the model it comes from`")):
+                v3.VBtn(icon=icon, size="x-small", variant="text", v_if=(shown,), href=(f"'/model/' + row.id{query}",),
+                        title=(label,), raw_attrs=['download=""', f':aria-label="{label}"'],
+                        id=(f"'models-{action}-' + row.id",))
         v3.VBtn("Add a model…", size="small", classes="mt-2", id="models-button", disabled=("mod_busy",),
                 raw_attrs=['data-file="models-file"'])
         html.Input(type="file", id="models-file", accept=".zip", classes="hes-hidden",
@@ -81,7 +84,8 @@ class ModelsPanel(Panel):
             if self.presenter.state.busy:
                 raise InputError("Something goes on with the models already; wait for it.")
             folder = Path(tempfile.mkdtemp(prefix="model-", dir=self.session.folder))
-            path = await uploads.receive(request, folder / f"{uploads.display_name(request.query['name'])}.zip", MOST)
+            path = await uploads.receive(request, folder / f"{uploads.display_name(request.query['name'])}.zip", MOST,
+                                         "add the model in desktop Slicer or with 'hiendseg models add'")
             self.presenter.add(path)
             while self.presenter.state.busy:
                 await asyncio.sleep(0.05)                   # the session's turns go on meanwhile

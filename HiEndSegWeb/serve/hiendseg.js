@@ -3,7 +3,8 @@
   "use strict";
 
   // Where a file goes, and the page's variables for progress and error.
-  const TARGETS = { "/upload": ["upload_percent", "upload_error"], "/models": ["mod_percent", "mod_error"] };
+  const TARGETS = { "/upload": ["upload_percent", "upload_error"], "/models": ["mod_percent", "mod_error"],
+                    "/encoder": ["enc_percent", "enc_error"] };
 
   function set(name, value) { if (window.trame) window.trame.state.set(name, value); }
 

@@ -4,6 +4,7 @@ MRML; the application is the stand-in."""
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 from double import dialogs, mrml_widgets, packages, pythonqt
@@ -254,6 +255,18 @@ def test_models_are_added_and_deleted(desk, engine, tmp_path, monkeypatch):
     dialogs.answer(str(exported.with_suffix("")), qt.QMessageBox.Cancel)
     desk.ui.exportButton.click()
     assert not models.state.busy and exported.read_bytes() == b"mine", "replaced without having been asked"
+    assert not desk.ui.exportWholeButton.visible, "it is whole"
+    with monkeypatch.context() as patch:        # as if it were a version
+        asked, state = [], models.state
+        patch.setattr(models, "export", lambda *words, **how: asked.append((words, how)))
+        models.state = replace(state, rows=tuple(replace(row, parent="base@1.0.0") for row in state.rows))
+        models.changed.emit()
+        assert desk.ui.exportWholeButton.visible
+        dialogs.answer(str(tmp_path / "whole.zip"))
+        desk.ui.exportWholeButton.click()
+        assert asked == [((f"mine@{card['version']}", str(tmp_path / "whole.zip")), {"whole": True})]
+        models.state = state
+        models.changed.emit()
     desk.ui.deleteButton.click()
     desk.picture("models")
     desk.press(desk.ui.modelsQuestionBox, "Delete")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 
 import numpy as np
 import pytest
 from page_tools import LATER, LONG
+
+from HiEndSegLib.presenter.adapt_inputs import SHIPPED_ENCODER
 
 #: What is corrected, and the version that is made.
 ORGAN, VERSION = "liver", "lesions-of-ours@1.0.0"
@@ -17,6 +20,12 @@ ORGAN, VERSION = "liver", "lesions-of-ours@1.0.0"
 def kept(tmp_path_factory):
     """Where downloads go, and what one step leaves for the next."""
     return {"folder": tmp_path_factory.mktemp("downloads")}
+
+
+def card_in(path):
+    """The card of an exported model."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(next(name for name in archive.namelist() if name.endswith("card.json"))))
 
 
 def array(tab, id_):
@@ -259,6 +268,9 @@ def test_the_version_is_among_the_models_and_goes_out_and_in(tab, kept, models):
         names = [name.rsplit("/", 1)[-1] for name in archive.namelist()]
     assert "card.json" in names and "teaching.npz" not in names
     tab.only("models")
+    whole = tab.download(f"models-whole-{VERSION}", kept["folder"])
+    assert card_in(path)["adaptation"]["name"] == "Lesions of ours" and not card_in(whole).get("adaptation")
+    assert whole.stat().st_size > 3 * path.stat().st_size and "-whole" in whole.name
     tab.seen(f"models-verify-{VERSION}").click()
     tab.wait_state("s.mod_headline.includes('sound')", LATER)
     tab.seen(f"models-delete-{VERSION}").click()
@@ -267,6 +279,25 @@ def test_the_version_is_among_the_models_and_goes_out_and_in(tab, kept, models):
     tab.seen("models-file").set_input_files(path)
     tab.wait_state(f"s.mod_rows.some(r => r.id === '{VERSION}') && s.mod_headline.includes('was added')", LATER)
     assert tab.wait_state(f"s.seg_models.some(r => r.id === '{VERSION}')")
+
+
+def test_a_new_model_from_an_encoder_alone(tab, kept, models):
+    """The one that ships is offered; a file is sent, looked at, and refused where it holds something else."""
+    tab.only("adapt")
+    tab.page.locator(".v-select:has([id=ada-model])").click()
+    tab.page.get_by_role("option", name="A new model, from an encoder alone").click()
+    tab.wait_state("s.ada_from_encoder && s.ada_encoder_sentence.startsWith('torso-ct-tiny-encoder: a new model')")
+    for name, content, words in (("notes.pth", b"no weights", "notes.pth"), ("notes.txt", b"x", "one file with weights")):
+        path = kept["folder"] / name
+        path.write_bytes(content)
+        tab.seen("ada-encoder-file").set_input_files(path)
+        tab.wait_state(f"s.enc_percent < 0 && s.enc_error.includes('{words}')", LATER)
+        assert "torso-ct-tiny-encoder" in tab.text("ada-encoder")
+    tab.seen("ada-encoder-file").set_input_files(SHIPPED_ENCODER / "encoder.safetensors")
+    tab.wait_state("s.ada_encoder_sentence.startsWith('encoder.safetensors: a new model') && !s.enc_error", LATER)
+    tab.page.locator(".v-select:has([id=ada-model])").click()
+    tab.page.get_by_role("option", name="Torso CT, 19 structures").first.click()
+    tab.wait_state("!s.ada_from_encoder && s.ada_model_id")
 
 
 def test_attention_by_a_click_in_a_slice(tab):
