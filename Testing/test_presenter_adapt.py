@@ -526,6 +526,7 @@ def test_an_encoder_makes_a_model_of_new_structures(desk, ct, tmp_path):        
         ("liver", "Liver", True, True), ("kidney_left", "Left kidney", True, True),
         ("kidney_right", "Right kidney", True, True), ("tumor", "Tumor", True, True)]
     desk.presenter.check("kidney_left", False)
+    assert desk.state.rows_sentence == "3 of 4 structures are taught; the new model will know no other."
     desk.presenter.run()
     desk.tick()
     arguments = desk.engine.open("adapt").arguments

@@ -50,6 +50,9 @@ class Rows:
         checked = len(self.checked())
         if not checked:
             first = _("Nothing is checked; check what the model is to learn.")
+        elif _knows_nothing(self.comparison):
+            first = _("{count} of {all} structures are taught; the new model will know no other.").format(
+                count=checked, all=len(self._structures()))
         elif checked == 1:
             first = _("1 structure is taught; all others are protected.")
         else:
@@ -72,9 +75,12 @@ def _worth_teaching(one: Compared, comparison: Comparison) -> bool:
     """Corrected structures are checked; new ones wait for the person, unless there is nothing else (an encoder)."""
     if one.drawn_ml == 0:
         return False
-    if one.is_new:
-        return all(other.is_new for other in comparison.structures) and not comparison.untouched
-    return one.differs
+    return _knows_nothing(comparison) if one.is_new else one.differs
+
+
+def _knows_nothing(comparison: Comparison) -> bool:
+    """Nothing that is drawn is known, and nothing else is: an encoder, so far."""
+    return all(other.is_new for other in comparison.structures) and not comparison.untouched
 
 
 def _sentence(one: Compared) -> str:
