@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from training.benchmarks import convolution
 from training.benchmarks import tile as benchmarks
 from training.benchmarks.__main__ import main
 
@@ -75,6 +76,16 @@ def test_the_others_are_what_they_are_said_to_be():
     widths = [module.out_channels for name, module in network.named_modules()
               if name.endswith("convs.1.conv") and name.startswith("encoder")]
     assert widths == [32, 64, 128, 256, 320, 320]
+
+
+def test_whole_maps_and_halves_are_measured_side_by_side(capsys):
+    bounds = convolution.pyramid.SMALL_MAP
+    assert main(["convolution", "--rounds", "1", "--layers-only"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "channels at" in line]
+    assert len(rows) == len(convolution.LAYERS) and convolution.pyramid.SMALL_MAP == bounds
+    seen = []
+    convolution.measure({"a": lambda: seen.append(convolution.pyramid.SMALL_MAP)}, 2)
+    assert seen.count((0, 0)) == seen.count(bounds) == 3
 
 
 def test_options_that_cannot_work(capsys):

@@ -1,4 +1,4 @@
-"""``python -m training.benchmarks tile|pretrain``; see the modules of those names."""
+"""``python -m training.benchmarks tile|attention|pretrain|convolution``; see the modules of those names."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 
 from HiEndSegLib.errors import HiEndSegError, OptionError
-from training.benchmarks import attention, pretrain, tile
+from training.benchmarks import attention, convolution, pretrain, tile
 
 COMMANDS = {"tile": (tile, "one tile through this network and three others"),
             "attention": (attention, "a look into a model: the map of a point, and dragging it"),
+            "convolution": (convolution, "small maps convolved whole and as two halves"),
             "pretrain": (pretrain, "a step of Hi-End-MAE beside one of the plain masked auto-encoder")}
 
 
