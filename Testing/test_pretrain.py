@@ -262,9 +262,20 @@ def test_a_killed_loader_process_is_a_sentence(data, tmp_path):
     child.read_until("step 5 of 500  loss")
     for process in psutil.Process(child.pid).children():
         process.kill()
-    assert child.wait() == 2
+    assert child.wait() == 2, child.text
     assert "fewer --workers" in child.lines[-1] and "is whole, and the same command goes on" in child.lines[-1]
     assert "Traceback" not in child.text
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_loader_process_that_is_killed_while_it_hands_over_is_the_same_sentence(kind, data, tmp_path, monkeypatch,
+                                                                                  capsys):
+    def torn(self, *args):
+        raise kind("torn")
+
+    loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    monkeypatch.setattr(loader, "_next_data", torn)
+    assert "fewer --workers" in fails(arguments(data, tmp_path / "run", workers=1), capsys)
 
 
 def test_other_voxels_in_the_same_files_are_another_set_of_volumes(data, tmp_path, capsys):

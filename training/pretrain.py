@@ -41,7 +41,19 @@ from .pretrain_data import (
 )
 from .pretrain_log import tell as say, warn
 from .pretrain_loop import Pace, Training
-from .pretrain_ranks import PRECISIONS, STRATEGIES, agree, gather, is_first, lost_loader, lost_rank, make_fabric, quieten, share
+from .pretrain_ranks import (
+    PRECISIONS,
+    STRATEGIES,
+    agree,
+    gather,
+    is_first,
+    leave_children_alone,
+    lost_loader,
+    lost_rank,
+    make_fabric,
+    quieten,
+    share,
+)
 from .pretrain_state import Recipe
 
 
@@ -116,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return pretrain(options, training)
     except HiEndSegError as error:
+        leave_children_alone()
         if is_first() or (training and not getattr(error, "everywhere", False)):
             # A loader's process hands on an error with its whole traceback; the sentence is at its end.
             warn(error.sentence.strip().splitlines()[-1].removeprefix(f"{type(error).__module__}."
@@ -125,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn(f"Interrupted; {in_hand()}.")
         return 130
     except RuntimeError as error:
+        leave_children_alone()
         lost = lost_loader(error, in_hand()) or lost_rank(error, in_hand())
         if lost is None:
             raise
@@ -170,7 +184,11 @@ def pretrain(options: argparse.Namespace, started: list[Training]) -> int:
                  f"{len(kept)} {modality} volumes, {len(held)} held out; {processes} process(es) x "
                  f"{options.batch // (micro * processes)} x {micro} crops; "
                  + (f"going on from step {state['step']}." if state else f"{recipe.steps} steps."))
-    if training.run():
+    try:
+        done = training.run()
+    finally:
+        leave_children_alone()
+    if done:
         tell(fabric, f"Done: {options.run / state_files.LAST}.")
     else:
         tell(fabric, f"Stopped at step {training.step} as asked; {training.checkpoint_words()}.")

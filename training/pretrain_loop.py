@@ -24,7 +24,7 @@ from HiEndSegLib.networks.hi_end_mae import HiEndMAE
 from . import pretrain_state as state_files
 from .pretrain_crops import Batches, Crops
 from .pretrain_log import TRAINING, VALIDATION, Board, Progress, Table, picture, tell, warn, write_png
-from .pretrain_ranks import everywhere, gather_tensor, share
+from .pretrain_ranks import everywhere, gather_tensor, loader_ended, share
 from .pretrain_state import Recipe
 
 
@@ -159,7 +159,16 @@ class Training:
             self.crops, batch_sampler=sampler, num_workers=self.workers, pin_memory=fabric.device.type == "cuda",
             prefetch_factor=4 if self.workers else None)
         waiting = []
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (ConnectionError, EOFError, FileNotFoundError) as error:     # killed while it handed over a batch
+                if not self.workers:
+                    raise
+                raise loader_ended(self.checkpoint_words()) from error
+            if batch is None:
+                return
             waiting.append(fabric.to_device(tuple(batch)))
             if len(waiting) == sampler.per_step:
                 yield waiting

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -137,5 +139,22 @@ def lost_loader(error: BaseException, checkpoint: str) -> EngineError | None:
     """What to say if `error` is how the end of a process that cuts crops shows here; None for anything else."""
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
         return None
+    return loader_ended(checkpoint)
+
+
+def leave_children_alone() -> None:
+    """From here on the end of a loader's process interrupts nothing: PyTorch raises an error for each of them wherever
+    the program is just then, also in the middle of saying why it ends."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return
+    for _ in range(10):
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return
+        except RuntimeError:                                    # one more came just now
+            continue
+
+
+def loader_ended(checkpoint: str) -> EngineError:
     return EngineError("A process that cuts crops was ended from outside, most often because memory ran out; give "
                        f"fewer --workers or close other programs ({checkpoint}).")
