@@ -63,7 +63,6 @@ class Lobby:
         self._temporary = temporary
         self._tabs: list[Tab] = []
         self._ready: asyncio.Task | None = None
-        self._tails: dict[int, str] = {}
         self._tasks: set[asyncio.Task] = set()
         self._runner: web.AppRunner | None = None
 
@@ -163,12 +162,16 @@ class Lobby:
                 *self._command, "--host", self.host, "--folder", str(folder.path), "--home", str(self.port), *arguments,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
                 env={**os.environ, KEY_VARIABLE: key})
-            self._watch(process, folder)
+            watching = self._watch(process, folder)
             line = await asyncio.wait_for(process.stdout.readline(), START)
             try:
                 port = int(json.loads(line)["port"])
             except (ValueError, KeyError, TypeError):
-                raise RuntimeError("its process ended: " + self._last_words(process)) from None
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                lines = [line for line in (await watching).splitlines() if line.strip()]
+                words = lines[-1][:300] if lines else f"exit code {process.returncode}"
+                raise RuntimeError(f"its process ended: {words}") from None
             self._keep(self._drain(process.stdout), "drain")
             return Tab(process, folder, key, port, arguments)
         except BaseException:
@@ -179,31 +182,28 @@ class Lobby:
 
     # ------------------------------------------------------------------------------------------ going away
 
-    def _watch(self, process: Any, folder: PrivateFolder) -> None:
-        async def watch() -> None:
+    def _watch(self, process: Any, folder: PrivateFolder) -> asyncio.Task:
+        """Ends with the process, and then holds the last it wrote to stderr."""
+        async def watch() -> str:
             tail = ""
             while chunk := await process.stderr.read(4096):
                 tail = (tail + chunk.decode("utf-8", "replace"))[-TAIL:]
-                self._tails[process.pid] = tail
             await process.wait()
             folder.remove()                                 # uploads of a session that did not end by itself
-            self._tails.pop(process.pid, None)
+            return tail
 
-        self._keep(watch(), "watch")
+        return self._keep(watch(), "watch")
 
     @staticmethod
     async def _drain(stream: Any) -> None:
         while await stream.read(4096):
             pass
 
-    def _keep(self, work: Any, name: str) -> None:
+    def _keep(self, work: Any, name: str) -> asyncio.Task:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _last_words(self, process: Any) -> str:
-        lines = [line for line in self._tails.get(process.pid, "").splitlines() if line.strip()]
-        return lines[-1][:300] if lines else f"exit code {process.returncode}"
+        return task
 
     @staticmethod
     async def _end(tab: Tab) -> None:
