@@ -17,15 +17,18 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from HiEndSegLib.errors import InputError
+from HiEndSegLib.errors import HiEndSegError, InputError
 
 #: Bytes that may be sent, that an image may have unpacked, and files in a zip.
 MAX_UPLOAD, MAX_UNPACKED, MAX_FILES = 1_500_000_000, 4_000_000_000, 20_000
+#: Bytes of a model's zip or of an encoder's weights; the largest encoder that was published has 1.5 GB.
+MAX_MODEL = 4_000_000_000
 #: Times that an entry of a zip may grow; DICOM images seldom pack better than 1 : 20.
 MAX_RATIO = 200
 #: Bytes of a zip's list of entries, and of a NIfTI file's header with its extensions.
@@ -223,31 +226,53 @@ def _words(error: BaseException) -> str:
 
 def add_routes(app: Any, session: Any) -> None:
     """POST /upload?name=…, the file itself as the body: the page's script sends it and shows how far it is."""
-    from aiohttp import web
-
-    from HiEndSegLib.errors import HiEndSegError
-
     async def upload(request: Any) -> Any:
-        folder = None
-        try:
+        async def work(folder: Path) -> dict:
             name = request.query.get("name", "")
             ending = ending_of(name)
             session.may_open()
-            folder = Path(tempfile.mkdtemp(prefix="upload-", dir=session.folder))
             # Under no name of the sender's; what cannot be opened is said in sentences that begin with this one.
             path = await receive(request, folder / f"The image{ending}")
             await session.open_in_background(await asyncio.to_thread(_prepare, path, ending), display_name(name))
-            return web.json_response({"name": display_name(name)})
-        except HiEndSegError as error:
-            return web.json_response({"error": str(error)})     # a status would fill the console
-        except OSError as error:
-            return web.json_response({"error": f"The file could not be kept ({error.strerror or error}); free some "
-                                               "space and send it again."})
-        finally:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)   # nothing of the patient stays on the disk
+            return {"name": display_name(name)}
+
+        return await answer(session.folder, "upload-", work)
 
     app.router.add_post("/upload", upload)
+
+
+async def answer(private: Path, prefix: str, work: Callable[[Path], Awaitable[dict]]) -> Any:
+    """What `work` makes of a file that was sent, for the page's script: its dict, or why not as {"error": sentence}.
+
+    work: gets a folder of its own in `private`, of which nothing stays: nothing of the patient lies on the disk.
+    """
+    from aiohttp import web
+
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=private))
+        return web.json_response(await work(folder))
+    except HiEndSegError as error:
+        return web.json_response({"error": str(error)})         # a status would fill the console
+    except OSError as error:
+        return web.json_response({"error": f"The file could not be kept ({error.strerror or error}); free some space "
+                                           "and send it again."})
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def models_are_free(models: Any) -> None:
+    """Raises InputError while the models' presenter has something to do, before a large file is taken in."""
+    if models.state.busy:
+        raise InputError("Something goes on with the models already; wait for it.")
+
+
+async def added(models: Any, path: Path) -> None:
+    """Hand a file to the models' presenter, and wait until it is done with it."""
+    models.add(path)
+    while models.state.busy:
+        await asyncio.sleep(0.05)                               # the session's turns go on meanwhile
 
 
 async def receive(request: Any, path: Path, most: int = MAX_UPLOAD,

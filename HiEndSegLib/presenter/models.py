@@ -24,7 +24,8 @@ _ = wording.translator(__name__)
 #: Key in the settings: a weights file that holds an encoder to adapt from.
 ENCODER = "encoder"
 _DESCRIPTION = "description.json"               # of an encoder's folder, see models/encoders.py
-_WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+#: Endings of a file with weights from elsewhere.
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class ModelsPresenter:
         """A model folder, a .zip of one, or any file in it; an encoder's folder or a weights file from elsewhere are
         only looked at, and remembered where a model can be adapted from them."""
         path = Path(path)
-        if path.is_file() and path.suffix.lower() in (".json", *_WEIGHTS) and any(
+        if path.is_file() and path.suffix.lower() in (".json", *WEIGHTS) and any(
                 (path.parent / name).is_file() for name in ("card.json", _DESCRIPTION)):
             path = path.parent
-        if path.is_file() and path.suffix.lower() in _WEIGHTS:
+        if path.is_file() and path.suffix.lower() in WEIGHTS:
             self._recognize(path)
         elif (path / _DESCRIPTION).is_file() and not (path / "card.json").is_file():
             self._look_at_encoder(path)
@@ -128,8 +129,7 @@ class ModelsPresenter:
         headline = _("Exporting {name}…").format(name=id_)
         if whole and card is not None and card.is_version:
             # Putting the weights together takes PyTorch, which is the engine's.
-            self._ask_engine(headline, lambda: self._engine.submit_export(card.key if card.folder is None else
-                                                                          str(card.folder), path), self._exported)
+            self._ask_engine(headline, lambda: self._engine.submit_export(str(card.folder), path), self._exported)
         else:
             self._work(headline, export, words)
 

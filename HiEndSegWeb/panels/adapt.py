@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ from aiohttp import web
 from trame.widgets import html
 from trame.widgets import vuetify3 as v3
 
-from HiEndSegLib.errors import HiEndSegError, InputError
+from HiEndSegLib.errors import InputError
 from HiEndSegLib.presenter.adapt_curve import smoothed
+from HiEndSegLib.presenter.models import WEIGHTS
 
 from .. import uploads
 from ..binding import Binding
@@ -22,8 +21,6 @@ from .base import Panel
 
 #: The curve's box, in its own units.
 WIDTH, HEIGHT = 320, 110
-#: Endings of a file with an encoder's weights, and the bytes it may have; the largest that was published has 1.5 GB.
-WEIGHTS, MOST = (".pt", ".pth", ".ckpt", ".bin", ".safetensors"), 4_000_000_000
 #: The entry of the list of models that stands for an encoder.
 ENCODER = "encoder"
 
@@ -140,37 +137,27 @@ class AdaptPanel(Panel):
 
     async def _receive(self, request: web.Request) -> web.Response:
         """POST /encoder?name=…, weights as the body: looked at without running anything in them, then chosen."""
-        folder = None
         models = self.session.models
-        try:
+
+        async def work(folder: Path) -> dict:
             name = re.sub(r"[^A-Za-z0-9._-]+", "_", re.split(r"[/\\]", request.query.get("name", ""))[-1])[-80:]
             ending = Path(name).suffix.lower()
             if ending not in WEIGHTS:
                 raise InputError(f"An encoder is one file with weights ({', '.join(WEIGHTS)}); send that.")
             self.session.may_open()
-            if models.state.busy:
-                raise InputError("Something goes on with the models already; wait for it.")
-            folder = Path(tempfile.mkdtemp(prefix="encoder-", dir=self.session.folder))
-            path = await uploads.receive(request, folder / name.lstrip("."), MOST,
+            uploads.models_are_free(models)
+            path = await uploads.receive(request, folder / name.lstrip("."), uploads.MAX_MODEL,
                                          "use it in desktop Slicer or with 'hiendseg adapt --encoder'")
-            models.add(path)
-            while models.state.busy:
-                await asyncio.sleep(0.05)                   # the session's turns go on meanwhile
+            await uploads.added(models, path)
             if models.state.failed:
                 raise InputError(models.state.headline)
-            self.presenter.set_encoder(path)
-            before, self._sent, folder = self._sent, folder, None
+            before, self._sent = self._sent, folder.rename(folder.with_name(f"{folder.name}-kept"))
+            self.presenter.set_encoder(self._sent / path.name)
             if before is not None:
                 shutil.rmtree(before, ignore_errors=True)
-            return web.json_response({})
-        except HiEndSegError as error:
-            return web.json_response({"error": str(error)})
-        except OSError as error:
-            return web.json_response({"error": f"The file could not be kept ({error.strerror or error}); free some "
-                                               "space and send it again."})
-        finally:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            return {}
+
+        return await uploads.answer(self.session.folder, "encoder-", work)
 
     def _question(self) -> None:
         with v3.VAlert(v_if=("ada_question",), density="compact", variant="tonal", type="info", classes="mt-2",

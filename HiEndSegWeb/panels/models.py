@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +9,11 @@ from aiohttp import web
 from trame.widgets import html
 from trame.widgets import vuetify3 as v3
 
-from HiEndSegLib.errors import HiEndSegError, InputError
+from HiEndSegLib.errors import InputError
 
 from .. import downloads, uploads
 from ..binding import Binding
 from .base import Panel
-
-#: Bytes of a model's zip.
-MOST = 4_000_000_000
 
 
 class ModelsPanel(Panel):
@@ -77,24 +71,14 @@ class ModelsPanel(Panel):
 
     async def _receive(self, request: web.Request) -> web.Response:
         """POST /models?name=…, a model's zip as the body. The registry checks it before anything is kept."""
-        folder = None
-        try:
+        async def work(folder: Path) -> dict:
             if not request.query.get("name", "").lower().endswith(".zip"):
                 raise InputError("A model is one .zip file, as 'Export' writes it; send that.")
-            if self.presenter.state.busy:
-                raise InputError("Something goes on with the models already; wait for it.")
-            folder = Path(tempfile.mkdtemp(prefix="model-", dir=self.session.folder))
-            path = await uploads.receive(request, folder / f"{uploads.display_name(request.query['name'])}.zip", MOST,
+            uploads.models_are_free(self.presenter)
+            path = await uploads.receive(request, folder / f"{uploads.display_name(request.query['name'])}.zip",
+                                         uploads.MAX_MODEL,
                                          "add the model in desktop Slicer or with 'hiendseg models add'")
-            self.presenter.add(path)
-            while self.presenter.state.busy:
-                await asyncio.sleep(0.05)                   # the session's turns go on meanwhile
-            return web.json_response({})
-        except HiEndSegError as error:
-            return web.json_response({"error": str(error)})
-        except OSError as error:
-            return web.json_response({"error": f"The file could not be kept ({error.strerror or error}); free some "
-                                               "space and send it again."})
-        finally:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            await uploads.added(self.presenter, path)
+            return {}
+
+        return await uploads.answer(self.session.folder, "model-", work)
