@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from HiEndSegLib.errors import HiEndSegError, InputError, OptionError, OutputError
+from HiEndSegLib.errors import InputError, OptionError, OutputError
 from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.models.encoders import load_encoder_weights, read_encoder
 from HiEndSegLib.models.loading import Model, load_model
@@ -32,6 +31,7 @@ from .adaptation_cases import EXPERT_ORGANS, NEW, Cases
 from .adaptation_looks import AS_IS, LOOKS
 from .adaptation_run import METHODS, Pair, RunConfig, mean, run, score, ticked
 from .adaptation_table import looks_table, read_result, read_results, table
+from .in_words import in_words
 
 _FOUR = ("spleen", "kidney_right", "kidney_left", "liver")
 _FAT = tuple(label.id for label in NEW)
@@ -195,38 +195,32 @@ def read_encoder_of(args: argparse.Namespace) -> tuple[tuple[dict, dict] | None,
     return (dict(card.network), load_encoder_weights(folder)), card.weights["sha256"][:12]
 
 
+@in_words
 def main(arguments: Sequence[str] | None = None, pairs: Sequence[Pair] = PAIRS) -> int:
     args = parse(arguments)
+    if args.table:
+        print("\n\n".join(part for part in (looks_table(args.out), table(read_results(args.out))) if part))
+        return 0
+    if not args.folders[0].is_dir():
+        raise InputError(f"There is no folder {args.folders[0]}; name the one with the cases.")
+    model = load_model(Registry().get(args.model))
+    encoder, encoder_sum = read_encoder_of(args)
+    jobs = plan(args, pairs, model, encoder_sum)
+    left = sum(not job.target.is_file() for job in jobs)
+    print(f"{len(jobs)} runs, {len(jobs) - left} of them finished; about {estimate_minutes(jobs):.0f} min left",
+          flush=True)
+    if args.estimate:
+        return 0
     try:
-        if args.table:
-            print("\n\n".join(part for part in (looks_table(args.out), table(read_results(args.out))) if part))
-            return 0
-        if not args.folders[0].is_dir():
-            raise InputError(f"There is no folder {args.folders[0]}; name the one with the cases.")
-        model = load_model(Registry().get(args.model))
-        encoder, encoder_sum = read_encoder_of(args)
-        jobs = plan(args, pairs, model, encoder_sum)
-        left = sum(not job.target.is_file() for job in jobs)
-        print(f"{len(jobs)} runs, {len(jobs) - left} of them finished; about {estimate_minutes(jobs):.0f} min left",
-              flush=True)
-        if args.estimate:
-            return 0
-        try:
-            (args.out / "runs").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"The folder {args.out} cannot be made ({error.strerror}); name another one.") from error
-        cases = Cases(args.folders[0], args.out / "cases", model)
-        if args.looks:
-            survey_looks(model, cases, args.out, device=args.device, threads=args.threads,
-                         tell=lambda s: print(s, flush=True))
-            return 0
-        do_all(jobs, model, cases, encoder, tell=lambda s: print(s, flush=True))
-    except HiEndSegError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. What is finished is kept; the same command goes on from there.", file=sys.stderr)
-        return 130
+        (args.out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {args.out} cannot be made ({error.strerror}); name another one.") from error
+    cases = Cases(args.folders[0], args.out / "cases", model)
+    if args.looks:
+        survey_looks(model, cases, args.out, device=args.device, threads=args.threads,
+                     tell=lambda s: print(s, flush=True))
+        return 0
+    do_all(jobs, model, cases, encoder, tell=lambda s: print(s, flush=True))
     return 0
 
 

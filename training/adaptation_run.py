@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ from HiEndSegLib.tasks import CancelToken
 
 from .adaptation_cases import BY_ID, UNKNOWN, Cases, LabelledCase, person_of
 from .evaluate import dice
+
+if TYPE_CHECKING:
+    from HiEndSegLib.operations.adapt import Adapted
 
 METHODS = ("default", "quick", "full", "scratch", "unetr")
 #: Below this Dice of the default on the taught case a structure is ticked.
@@ -191,10 +195,15 @@ def _adapted(config: RunConfig, model: Model, case: LabelledCase, structures: Se
                         record=lambda entry: curve.append(entry) if entry.get("kind") == "score" else None)
     finally:
         over.set()
+    report = {**adapted.report, "messages": adapted.messages, "better": adapted.better}
+    return learned_model(model, adapted), report, curve
+
+
+def learned_model(model: Model, adapted: Adapted) -> Model:
+    """What an adaptation made of the model, in memory."""
     card = replace(model.card, id=f"{model.card.id}-adapted", network=adapted.network_config, labels=adapted.labels,
                    curve=adapted.curve)
-    report = {**adapted.report, "messages": adapted.messages, "better": adapted.better}
-    return Model(card, adapted.network, model.device), report, curve
+    return Model(card, adapted.network, model.device)
 
 
 def _finish_after(seconds: float, clock: Callable[[], float], cancel: CancelToken, over: threading.Event) -> None:

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from HiEndSegLib.errors import HiEndSegError, InputError, OptionError
+from HiEndSegLib.errors import InputError, OptionError
 from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.models.loading import Model, load_model
 from HiEndSegLib.models.registry import Registry
@@ -30,7 +29,9 @@ from HiEndSegLib.operations.adapt import adapt
 
 from .adaptation_cases import Cases, person_of
 from .adaptation_looks import AS_IS
-from .adaptation_run import check_teaching, score, teaching_legend
+from .adaptation_run import check_teaching, learned_model, score, teaching_legend
+from .in_words import in_words
+from .pretrain_data import make_folder
 
 #: States of a sequence, in the table's order.
 BEFORE, FIRST, WITHOUT, WITH = "before", "after the first", "after the second alone", "after the second, first remembered"
@@ -79,12 +80,10 @@ def learn(model: Model, cases: Cases, lesson: Lesson, teaching: Sequence[Teachin
     adapted = adapt(model, case.volume, case.labels, teaching_legend(case, lesson.structures),
                     structures=list(lesson.structures), device=args.device, speed=args.speed, steps=args.steps,
                     seed=args.seed, threads=args.threads, sides="keep", teaching=teaching)
-    card = replace(model.card, id=f"{model.card.id}-adapted", network=adapted.network_config, labels=adapted.labels,
-                   curve=adapted.curve)
     report = {"better": adapted.better, "best_step": adapted.report["best_step"],
               "seconds": adapted.report["seconds"], "grey_values": adapted.report["grey_values"],
               "teaching_cases": adapted.report["teaching_cases"], "messages": adapted.messages}
-    return Model(card, adapted.network, model.device), adapted.teaching_case, report
+    return learned_model(model, adapted), adapted.teaching_case, report
 
 
 def run(sequence: TwoLessons, model: Model, cases: Cases, args: argparse.Namespace,
@@ -150,39 +149,33 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@in_words
 def main(arguments: Sequence[str] | None = None, sequences: Sequence[TwoLessons] = SEQUENCES) -> int:
     args = parse(arguments)
-    try:
-        if args.table:
-            found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(args.out.glob("*.json"))]
-            if not found:
-                raise InputError(f"There is no finished sequence in {args.out}; run it with DATA OUT first.")
-            print(table(found))
-            return 0
-        unknown = set(args.names or ()) - {sequence.name for sequence in sequences}
-        if unknown:
-            raise OptionError(f"There is no sequence {', '.join(sorted(unknown))}; choose from "
-                              f"{', '.join(sequence.name for sequence in sequences)}.")
-        if not args.folders[0].is_dir():
-            raise InputError(f"There is no folder {args.folders[0]}; name the one with the cases.")
-        model = load_model(Registry().get(args.model))
-        cases = Cases(args.folders[0], args.folders[1] / "cases", model)
-        args.out.mkdir(parents=True, exist_ok=True)
-        for sequence in sequences:
-            target = args.out / f"{sequence.name.replace(' ', '-')}_{args.speed}_seed{args.seed}.json"
-            if args.names and sequence.name not in args.names or target.is_file():
-                continue
-            started = time.monotonic()
-            result = run(sequence, model, cases, args, tell=lambda line: print(line, flush=True))
-            with atomic_target(target) as temporary:
-                temporary.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
-            print(f"{sequence.name}: {time.monotonic() - started:.0f} s", flush=True)
-    except HiEndSegError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. What is finished is kept; the same command goes on from there.", file=sys.stderr)
-        return 130
+    if args.table:
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(args.out.glob("*.json"))]
+        if not found:
+            raise InputError(f"There is no finished sequence in {args.out}; run it with DATA OUT first.")
+        print(table(found))
+        return 0
+    unknown = set(args.names or ()) - {sequence.name for sequence in sequences}
+    if unknown:
+        raise OptionError(f"There is no sequence {', '.join(sorted(unknown))}; choose from "
+                          f"{', '.join(sequence.name for sequence in sequences)}.")
+    if not args.folders[0].is_dir():
+        raise InputError(f"There is no folder {args.folders[0]}; name the one with the cases.")
+    model = load_model(Registry().get(args.model))
+    cases = Cases(args.folders[0], args.folders[1] / "cases", model)
+    make_folder(args.out)
+    for sequence in sequences:
+        target = args.out / f"{sequence.name.replace(' ', '-')}_{args.speed}_seed{args.seed}.json"
+        if args.names and sequence.name not in args.names or target.is_file():
+            continue
+        started = time.monotonic()
+        result = run(sequence, model, cases, args, tell=lambda line: print(line, flush=True))
+        with atomic_target(target) as temporary:
+            temporary.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
+        print(f"{sequence.name}: {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,6 +30,7 @@ from HiEndSegLib.errors import DeviceError, HiEndSegError, OptionError, OutputEr
 from HiEndSegLib.geometry.files import atomic_target
 
 from .encoder_rows import Row, check_heads, parse_rows
+from .in_words import in_words
 from .oneshot_cases import EXPERT_ORGANS, REAL_GROUPS, Task, read_case, real_tasks, synthetic_images, synthetic_task
 from .oneshot_run import (
     CPU,
@@ -232,34 +232,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
+    if args.table:
+        print(table(read_results(args.out)))
+        return 0
+    torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    rows = parse_rows(args.rows, (SCRATCH, RANDOM))
+    jobs = plan(args, rows)
+    left = [job for job in jobs if not is_finished(job)]
+    minutes, step, window = estimate_minutes(left, args.cache, args.jobs, device)
+    print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished; {step:.2f} s a step and {window:.2f} s a "
+          f"window: about {minutes:.0f} min left", flush=True)
+    if args.estimate or not left:
+        return 0
     try:
-        if args.table:
-            print(table(read_results(args.out)))
-            return 0
-        torch.set_num_threads(args.threads)
-        device = choose_device(args.device)
-        rows = parse_rows(args.rows, (SCRATCH, RANDOM))
-        jobs = plan(args, rows)
-        left = [job for job in jobs if not is_finished(job)]
-        minutes, step, window = estimate_minutes(left, args.cache, args.jobs, device)
-        print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished; {step:.2f} s a step and {window:.2f} s a "
-              f"window: about {minutes:.0f} min left", flush=True)
-        if args.estimate or not left:
-            return 0
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"The folder {args.out} cannot be made ({error.strerror}); name another one.") from error
-        do_all(left, args.cache, workers=args.jobs, threads=args.threads, device=device,
-               tell=lambda s: print(s, flush=True))
-    except HiEndSegError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. What is finished is kept; the same command goes on from there.", file=sys.stderr)
-        return 130
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {args.out} cannot be made ({error.strerror}); name another one.") from error
+    do_all(left, args.cache, workers=args.jobs, threads=args.threads, device=device,
+           tell=lambda s: print(s, flush=True))
     return 0
 
 

@@ -203,7 +203,7 @@ def _prepare_one(name: str, path: Path, series: int | None, how: Preparation, ca
             return LeftOut(name, known)
         array = resample_to_spacing(volume or read_volume(path, series=series), how.spacing).array
         del volume
-        reason, scaled = "", None
+        reason = ""
         if min(array.shape) < MIN_VOXELS:
             reason = (f"It has {' x '.join(map(str, array.shape))} voxels at {how.spacing:g} mm, and {MIN_VOXELS} are "
                       "needed along every axis.")

@@ -123,13 +123,13 @@ def _silence_writer_threads() -> None:
     """What ends TensorBoard's writing thread (disk full) reaches `Board._do` at the next call; the thread's own
     traceback would be all that a person sees of it."""
     others = threading.excepthook
+    if getattr(others, "for_boards", False):
+        return
 
     def hook(failure) -> None:
         if type(failure.thread).__name__ != _WRITER_THREAD:
             others(failure)
 
-    if getattr(others, "for_boards", False):
-        return
     hook.for_boards = True
     threading.excepthook = hook
 
