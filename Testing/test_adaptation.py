@@ -266,6 +266,20 @@ def test_quick_mode_runs_within_its_time_and_its_own_report_is_kept(data, model_
     assert [r["kind"] for r in results[0]["curve"]] and results[0]["curve"][-1]["kind"] == "score"
 
 
+def test_a_model_around_an_encoder_alone_is_scored_on_others(data, model_folder, tmp_path, capsys):
+    """It starts from nothing, so it knows the taught structures and no other, and it takes its own time."""
+    encoder = write_encoder(tmp_path / "encoder")
+    call = arguments(data, tmp_path / "out", model_folder, "--methods", "encoder", "--encoder", str(encoder))
+    assert adaptation.main(call, [PAIR]) == 0, capsys.readouterr().err
+    found = {r["config"]["method"]: r for r in map(read_result, (tmp_path / "out" / "runs").glob("*.json"))}
+    assert set(found) == {"default", "encoder"}
+    assert set(found["encoder"]["scores"]) == {"ct-b"} and set(found["encoder"]["scores"]["ct-b"]) == {"spleen", "liver"}
+    assert all(row["new"] for row in found["encoder"]["report"]["taught"])
+    assert json.loads(found["encoder"]["config"]["recipe"])["steps"] == 1200
+    assert adaptation.main([str(tmp_path / "out"), "--table"]) == 0
+    assert "from an encoder alone" in capsys.readouterr().out
+
+
 def test_two_lessons_one_after_the_other(data, model_folder, tmp_path, capsys):
     """The second lesson starts from what the first made, and meets its case again only where it is remembered."""
     write_case(tmp_path / "data" / "ct-c", 3)

@@ -8,7 +8,8 @@
 DATA holds one folder a case and labels-multiorgan-* (expert organ maps). A pair is a person who teaches, others who are
 scored, one acquisition for all of them, and the structures that may be ticked; those are ticked that the default
 segments below 0.80 on the person who teaches (or all, where the pair says so). Each run is one JSON file in OUT/runs,
-written when it is finished; finished ones are skipped. Ways other than "quick" get the seconds that "quick" took.
+written when it is finished; finished ones are skipped. Ways other than "quick" and "encoder" (a model made around the
+pretrained encoder alone) get the seconds that "quick" took.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pathlib import Path
 
 from HiEndSegLib.errors import InputError, OptionError, OutputError
 from HiEndSegLib.geometry.files import atomic_target
-from HiEndSegLib.models.encoders import load_encoder_weights, read_encoder
+from HiEndSegLib.models.encoders import read_encoder
 from HiEndSegLib.models.loading import Model, load_model
 from HiEndSegLib.models.registry import Registry, shipped_folder
-from HiEndSegLib.operations.adapt_loop import RECIPES
+from HiEndSegLib.operations.adapt_recipe import RECIPES, recipe_for
 
 from .adaptation_cases import EXPERT_ORGANS, NEW, Cases
 from .adaptation_looks import AS_IS, LOOKS
@@ -55,8 +56,10 @@ PAIRS: tuple[Pair, ...] = (
 #: Persons on whom acquisitions are chosen; no pair uses them.
 CHOICE = ("person-07-0", "person-45-0", "person-66-0")
 #: Seconds of one thread, measured, for the estimate: adaptation, a scored case.
-SECONDS_EACH = {"quick": 600.0, "full": 600.0, "scratch": 600.0, "unetr": 600.0, "default": 0.0}
+SECONDS_EACH = {"quick": 600.0, "full": 600.0, "scratch": 600.0, "unetr": 600.0, "encoder": 2400.0, "default": 0.0}
 SECONDS_SCORE = 15.0
+#: Ways that begin with a pretrained encoder.
+FROM_ENCODER = ("unetr", "encoder")
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,12 @@ def plan(args: argparse.Namespace, pairs: Sequence[Pair], model: Model, encoder_
     def config(pair: Pair, method: str, seed: int) -> RunConfig:
         if method == "default":
             return RunConfig(pair, method, about, 0, args.device, args.threads)
-        recipe = json.dumps(RECIPES[method].to_dict()) if method in RECIPES else ""
+        recipe = ""
+        if method in (*RECIPES, "encoder"):
+            fresh = method == "encoder"
+            recipe = json.dumps(recipe_for("quick" if fresh else method, fresh).to_dict())
         return RunConfig(pair, method, about, seed, args.device, args.threads, args.seconds, args.steps, args.crop,
-                         encoder_sum if method == "unetr" else "", recipe)
+                         encoder_sum if method in FROM_ENCODER else "", recipe)
 
     configs = [(config(pair, method, seed), config(pair, "quick", seed)) for pair in chosen for seed in args.seeds
                for method in METHODS if method in args.methods or method == "default" and seed == args.seeds[0]]
@@ -98,7 +104,7 @@ def timed(job: Job) -> float | None:
 
     Raises OptionError: neither is known."""
     config = job.config
-    if config.seconds is not None or config.steps is not None or config.method in ("default", "quick"):
+    if config.seconds is not None or config.steps is not None or config.method in ("default", "quick", "encoder"):
         return config.seconds
     if not job.quick.is_file():
         raise OptionError(f"{config.method} gets the seconds that quick took on {config.pair.name}, and that is not "
@@ -173,10 +179,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["quick"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="of every way (default: its own)")
-    parser.add_argument("--seconds", type=float, help="of every way (default: quick its own, the others quick's)")
+    parser.add_argument("--seconds", type=float, help="of every way (default: quick and encoder their own, the others quick's)")
     parser.add_argument("--crop", type=int, default=72, help="voxels, of scratch and UNETR")
     parser.add_argument("--model", help="id or folder (default: the default model)")
-    parser.add_argument("--encoder", type=Path, help="encoder folder of UNETR (default: the one that ships)")
+    parser.add_argument("--encoder", type=Path, help="encoder folder of unetr and encoder (default: the one that ships)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
@@ -186,13 +192,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def read_encoder_of(args: argparse.Namespace) -> tuple[tuple[dict, dict] | None, str]:
-    """UNETR's encoder as (network entry, tensors), and its checksum; None where it is not asked for."""
-    if "unetr" not in args.methods:
+def read_encoder_of(args: argparse.Namespace) -> tuple[Path | None, str]:
+    """The folder of the encoder of `unetr` and `encoder`, and its checksum; None where neither is asked for."""
+    if not set(FROM_ENCODER) & set(args.methods):
         return None, ""
     folder = args.encoder or shipped_folder().parent / "Encoders" / "torso-ct-tiny-encoder"
-    card = read_encoder(folder)
-    return (dict(card.network), load_encoder_weights(folder)), card.weights["sha256"][:12]
+    return folder, read_encoder(folder).weights["sha256"][:12]
 
 
 @in_words

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from HiEndSegLib.geometry.body import body_mask
 from HiEndSegLib.geometry.labels import Label
 from HiEndSegLib.geometry.resample import resample_like, resample_to_spacing
 from HiEndSegLib.models.card import ModelCard
-from HiEndSegLib.models.encoders import apply_encoder
+from HiEndSegLib.models.encoders import apply_encoder, load_encoder_weights, read_encoder
 from HiEndSegLib.models.loading import Model
 from HiEndSegLib.networks.build import build_network
 from HiEndSegLib.networks.objective import maskmed_loss
@@ -42,8 +43,8 @@ _AIR_HU = -1024.0
 Learned = tuple[Model, dict, list[dict]]
 
 
-def learn_scratch(config: RunConfig, model: Model, case: LabelledCase, structures: Sequence[str], encoder=None
-                  ) -> Learned:
+def learn_scratch(config: RunConfig, model: Model, case: LabelledCase, structures: Sequence[str],
+                  encoder: Path | None = None) -> Learned:
     """The default's own network and head with random weights, trained whole with its own loss and rate."""
     torch.manual_seed(config.seed)
     network = build_network({**model.card.network, "num_classes": len(structures) + 1})
@@ -63,12 +64,12 @@ def learn_scratch(config: RunConfig, model: Model, case: LabelledCase, structure
     return _learn(config, card, network, case, structures, loss, rate=6e-4, decay=0.02)
 
 
-def learn_unetr(config: RunConfig, model: Model, case: LabelledCase, structures: Sequence[str], encoder=None
-                ) -> Learned:
-    """UNETR as published for fine-tuning, on the encoder's tensors (None: from scratch). encoder: (entry, tensors)."""
+def learn_unetr(config: RunConfig, model: Model, case: LabelledCase, structures: Sequence[str],
+                encoder: Path | None = None) -> Learned:
+    """UNETR as published for fine-tuning, on the encoder in that folder."""
     if encoder is None:
         raise OptionError("UNETR is fine-tuned from an encoder here; name its folder with --encoder.")
-    entry, tensors = encoder
+    entry = dict(read_encoder(encoder).network)
     entry = {"skip_indices": [entry["depth"] * k // 4 for k in (1, 2, 3)], **entry}
     options = {"kind": "unetr12", "out_channels": len(structures) + 1, "img_size": config.crop,
                "patch_size": entry["patch_size"], "in_channels": 1, "feature_size": FEATURES,
@@ -77,7 +78,7 @@ def learn_unetr(config: RunConfig, model: Model, case: LabelledCase, structures:
                "skip_indices": list(entry["skip_indices"])}
     torch.manual_seed(config.seed)
     network = build_network(options)
-    apply_encoder(network, dict(tensors))
+    apply_encoder(network, load_encoder_weights(encoder))
     card = replace(model.card, id="unetr", labels=_labels(structures), network=options, windows=[list(WINDOW)],
                    tile=as_triple(config.crop))
 

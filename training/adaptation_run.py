@@ -1,12 +1,13 @@
 """One run of `training.adaptation`: a way to learn from one labelled case, scored on whole other cases.
 
-All ways get the same case, the same ticked structures, one machine, and the seconds that "quick" took (of the processor
-on a CPU, whose cores may be shared with other work):
+All ways get the same case, the same ticked structures and one machine; the baselines and "full" get the seconds that
+"quick" took (of the processor on a CPU, whose cores may be shared with other work):
 
 default     the model as it is; nothing is learned
 quick, full `HiEndSegLib.operations.adapt` at that speed
 scratch     the default's own network with random weights, trained whole (see `adaptation_baselines`)
 unetr       UNETR on a pretrained encoder, trained whole as published
+encoder     `adapt` around a pretrained encoder and nothing else, quick; all its own steps, as it has everything to learn
 
 Scores are Dice of the label map that `HiEndSegLib.operations.segment` gives on the case's own lattice.
 """
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +39,7 @@ from .evaluate import dice
 if TYPE_CHECKING:
     from HiEndSegLib.operations.adapt import Adapted
 
-METHODS = ("default", "quick", "full", "scratch", "unetr")
+METHODS = ("default", "quick", "full", "scratch", "unetr", "encoder")
 #: Below this Dice of the default on the taught case a structure is ticked.
 TICK_BELOW = 0.80
 _VERSION = 1
@@ -96,8 +98,8 @@ class RunConfig:
         del values["pair"]["remark"]
         if self.method == "default":                    # the same whatever the others were given
             values.update(seed=0, seconds=None, steps=None, crop=0, encoder="")
-        elif self.method in ("quick", "full"):
-            values.update(crop=0, encoder="")
+        elif self.method in ("quick", "full", "encoder"):
+            values.update(crop=0, encoder=self.encoder if self.method == "encoder" else "")
         text = json.dumps({**values, "version": _VERSION}, sort_keys=True)
         return f"{self.pair.name}_{self.method}_seed{self.seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
 
@@ -128,8 +130,10 @@ def ticked(pair: Pair, before: dict[str, float | None]) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------------------- run
 
 
-def run(config: RunConfig, model: Model, cases: Cases, structures: Sequence[str], *, encoder=None) -> dict:
-    """Learn and score; plain values. structures: the ticked ones (empty for "default"). encoder: tensors for "unetr".
+def run(config: RunConfig, model: Model, cases: Cases, structures: Sequence[str], *, encoder: Path | None = None
+        ) -> dict:
+    """Learn and score; plain values. structures: the ticked ones (empty for "default"). encoder: folder of the encoder
+    of "unetr" and "encoder".
 
     Raises InputError: nothing ticked, or a ticked structure without a voxel in the taught case.
     """
@@ -148,6 +152,13 @@ def run(config: RunConfig, model: Model, cases: Cases, structures: Sequence[str]
         check_teaching(case, structures)
         if config.method in ("quick", "full"):
             learned, report, curve = _adapted(config, model, case, structures)
+        elif config.method == "encoder":
+            if encoder is None:
+                raise OptionError("A model is made around an encoder here; name its folder with --encoder.")
+            from HiEndSegLib.operations.adapt_encoder import model_from_encoder
+
+            parent = model_from_encoder(encoder, teaching_legend(case, structures), seed=config.seed)
+            learned, report, curve = _adapted(config, parent, case, structures)
         else:
             from . import adaptation_baselines as baselines
 
@@ -190,7 +201,7 @@ def _adapted(config: RunConfig, model: Model, case: LabelledCase, structures: Se
                          daemon=True).start()
     try:
         adapted = adapt(model, case.volume, case.labels, teaching_legend(case, structures), structures=list(structures),
-                        device=config.device, speed=config.method, steps=config.steps, seed=config.seed,
+                        device=config.device, speed="full" if config.method == "full" else "quick", steps=config.steps, seed=config.seed,
                         threads=config.threads, sides="keep", cancel=cancel,
                         record=lambda entry: curve.append(entry) if entry.get("kind") == "score" else None)
     finally:

@@ -15,7 +15,7 @@ from .adaptation_looks import AS_IS, look_sentence
 from .adaptation_run import METHODS, TICK_BELOW
 
 TITLES = {"default": "default", "quick": "adapted, quick", "full": "adapted, full",
-          "scratch": "its network from scratch", "unetr": "UNETR fine-tuned"}
+          "scratch": "its network from scratch", "unetr": "UNETR fine-tuned", "encoder": "from an encoder alone"}
 ROSE = 0.10
 
 
@@ -222,7 +222,7 @@ def _untaught(methods: dict[str, list[dict]], method: str) -> str:
 def _held_out(methods: dict[str, list[dict]]) -> str:
     """What adaptation itself said on the tiles it kept out: the honest report beside the other person's truth."""
     said = []
-    for method in ("quick", "full"):
+    for method in ("quick", "full", "encoder"):
         for run in methods.get(method, [])[:1]:
             rows = [row for row in run["report"].get("taught", []) if row.get("dice_after") is not None]
             if rows:
