@@ -70,6 +70,7 @@ set(HIENDSEG_LIBRARY_SCRIPTS
   HiEndSegLib/geometry/files.py
   HiEndSegLib/geometry/labels.py
   HiEndSegLib/geometry/modality.py
+  HiEndSegLib/geometry/points.py
   HiEndSegLib/geometry/reading.py
   HiEndSegLib/geometry/resample.py
   HiEndSegLib/geometry/rescale.py

@@ -7,7 +7,7 @@ import dataclasses
 
 def make_library():
     from HiEndSegLib.engine.library import Library
-    from HiEndSegLib.operations.adapt_loop import RECIPES
+    from HiEndSegLib.operations.adapt_recipe import RECIPES
 
     for speed, usual in list(RECIPES.items()):
         RECIPES[speed] = dataclasses.replace(usual, steps=200, crop=24, crops=min(usual.crops, 20), every=10, lr=4e-3,

@@ -16,7 +16,7 @@ from HiEndSegLib.models.loading import Model
 from HiEndSegLib.networks.build import build_network
 from HiEndSegLib.networks.objective import maskmed_loss, pointwise_loss
 from HiEndSegLib.operations.adapt import adapt
-from HiEndSegLib.operations.adapt_loop import Recipe
+from HiEndSegLib.operations.adapt_recipe import Recipe
 
 TINY = dict(kind="maskmed", img_size=24, channels=[8, 8, 8], fsad_dim=12, fsad_heads=2, fsad_depth=1, mask_dim=8,
             head_dim=24, head_heads=2, rounds=1, vit=dict(name="vit_tiny_12p", embed_dim=24, depth=2, num_heads=2),

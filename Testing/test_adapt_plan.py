@@ -30,7 +30,7 @@ def test_torch_is_not_imported():
 
 
 def test_the_numbers_are_the_loops_own():
-    from HiEndSegLib.operations.adapt_loop import recipe_for
+    from HiEndSegLib.operations.adapt_recipe import recipe_for
 
     for speed in adapt_plan.SPEEDS:
         recipe, fresh = recipe_for(speed, False), recipe_for(speed, True)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from HiEndSegLib.errors import InputError, OptionError, OutputError
+from HiEndSegLib.errors import InputError, OptionError
 from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.models.encoders import read_encoder
 from HiEndSegLib.models.loading import Model, load_model
@@ -32,7 +32,7 @@ from .adaptation_cases import EXPERT_ORGANS, NEW, Cases
 from .adaptation_looks import AS_IS, LOOKS
 from .adaptation_run import METHODS, Pair, RunConfig, mean, run, score, ticked
 from .adaptation_table import looks_table, read_result, read_results, table
-from .in_words import in_words
+from .in_words import in_words, make_folder
 
 _FOUR = ("spleen", "kidney_right", "kidney_left", "liver")
 _FAT = tuple(label.id for label in NEW)
@@ -216,10 +216,7 @@ def main(arguments: Sequence[str] | None = None, pairs: Sequence[Pair] = PAIRS) 
           flush=True)
     if args.estimate:
         return 0
-    try:
-        (args.out / "runs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {args.out} cannot be made ({error.strerror}); name another one.") from error
+    make_folder(args.out / "runs")
     cases = Cases(args.folders[0], args.out / "cases", model)
     if args.looks:
         survey_looks(model, cases, args.out, device=args.device, threads=args.threads,

@@ -30,8 +30,7 @@ from HiEndSegLib.operations.adapt import adapt
 from .adaptation_cases import Cases, person_of
 from .adaptation_looks import AS_IS
 from .adaptation_run import check_teaching, learned_model, score, teaching_legend
-from .in_words import in_words
-from .pretrain_data import make_folder
+from .in_words import in_words, make_folder
 
 #: States of a sequence, in the table's order.
 BEFORE, FIRST, WITHOUT, WITH = "before", "after the first", "after the second alone", "after the second, first remembered"

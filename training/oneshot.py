@@ -26,11 +26,11 @@ from pathlib import Path
 
 import torch
 
-from HiEndSegLib.errors import DeviceError, HiEndSegError, OptionError, OutputError
+from HiEndSegLib.errors import DeviceError, HiEndSegError, OptionError
 from HiEndSegLib.geometry.files import atomic_target
 
 from .encoder_rows import Row, check_heads, parse_rows
-from .in_words import in_words
+from .in_words import in_words, make_folder
 from .oneshot_cases import EXPERT_ORGANS, REAL_GROUPS, Task, read_case, real_tasks, synthetic_images, synthetic_task
 from .oneshot_run import (
     CPU,
@@ -248,10 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
           f"window: about {minutes:.0f} min left", flush=True)
     if args.estimate or not left:
         return 0
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {args.out} cannot be made ({error.strerror}); name another one.") from error
+    make_folder(args.out)
     do_all(left, args.cache, workers=args.jobs, threads=args.threads, device=device,
            tell=lambda s: print(s, flush=True))
     return 0

@@ -28,6 +28,7 @@ from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.networks.hi_end_mae import HI_END_MAE_VARIANTS, HiEndMAE, build_hi_end_mae
 
 from . import pretrain_state as state_files
+from .in_words import make_folder
 from .pretrain_crops import Augmentation, Crops
 from .pretrain_data import (
     LeftOut,
@@ -35,7 +36,6 @@ from .pretrain_data import (
     Prepared,
     agree_on_modality,
     find_named,
-    make_folder,
     prepare_all,
     split_held_out,
 )

@@ -29,6 +29,8 @@ from HiEndSegLib.geometry.modality import ModalityGuess, guess_modality
 from HiEndSegLib.geometry.reading import Case, find_cases, list_series, read_volume, stem
 from HiEndSegLib.geometry.resample import resample_to_spacing
 
+from .in_words import make_folder
+
 #: Largest stored value; a stored v is the scaled intensity v / LEVELS in [0, 1].
 LEVELS = 65535
 #: Thinner volumes hold less than a patch across and are left out (voxels at the recipe's spacing).
@@ -277,15 +279,6 @@ def _refuse(guess, wanted: str | None) -> str | None:
     if guess.kind == "MR" and wanted is None:
         return None
     return guess.sentence
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder; OutputError in words where that is impossible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {folder} cannot be made ({error.strerror or error}); choose another one.") \
-            from None
 
 
 # ------------------------------------------------------------------------------------------------------- the cache

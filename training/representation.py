@@ -34,6 +34,7 @@ from HiEndSegLib.networks.effective_rank import rank_of_spectrum, singular_value
 from HiEndSegLib.networks.vit import VIT_VARIANTS, VisionTransformer3D, build_vit
 
 from .encoder_rows import Row, check_heads, parse_rows, seen
+from .in_words import make_folder
 from .oneshot_cases import UNREADABLE
 
 RANDOM = "random"
@@ -248,10 +249,7 @@ def analyse(args: argparse.Namespace) -> str:
     found = [spectra(encoder, crops, row=row.name, per_head=args.per_head) for row, encoder in zip(rows, encoders)]
     remarks = _remarks(args, rows, spacing, window)
     text = markdown(found, remarks)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {args.out} cannot be made ({error.strerror}); name another one.") from error
+    make_folder(args.out)
     numbers = {"remarks": remarks, "volumes": [volume_name(path) for path in args.volumes],
                "rows": [{"row": s.row, "weights": row.weights, "ranks": s.ranks.tolist(), "shares": s.shares.tolist(),
                          "limit": s.limit} for row, s in zip(rows, found)]}

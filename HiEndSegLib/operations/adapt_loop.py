@@ -24,7 +24,7 @@ from ..networks.stages import Stages, recompute_blocks
 from ..tasks import CancelToken, Progress, Record
 from .adapt_case import OPEN, Case, runs, winners
 from .adapt_crops import CropSampler, crop_size
-from .adapt_recipe import RECIPES, Recipe, recipe_for, with_steps  # noqa: F401 - what callers of the loop ask for
+from .adapt_recipe import Recipe
 from .scores import ScoreGrid
 from .tiling import cut_tile, gaussian_weights, overlap_slices, tile_starts
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, OptionError
+from ..geometry.points import point_words
 from ..geometry.volume import Volume
 from ..models.loading import Model
 from ..tasks import CancelToken, Progress, no_progress
-from .attend_result import KINDS, PAPER_LAYERS, AttentionMap, AttentionResult, point_words
+from .attend_result import KINDS, PAPER_LAYERS, AttentionMap, AttentionResult
 from .attend_session import AttendSession, Window, check_point
 from .attend_words import map_sentence, meaning
 from .devices import cpu_threads

@@ -7,7 +7,6 @@ matrices map cell *centres* to RAS millimetres, as a Volume's does, so every map
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Sequence
 
 import numpy as np
 
@@ -242,9 +241,3 @@ def scaled(weights: np.ndarray, scale: str) -> np.ndarray:
         low, high = float(weights.min()), float(weights.max())
         return (weights - low) / np.float32(high - low) if high > low else np.zeros_like(weights)
     raise OptionError(f"There is no unit '{scale}' for attention; choose {', '.join(SCALES)}.")
-
-
-def point_words(point: Sequence[float]) -> str:
-    """A point (R, A, S) mm as in Slicer's corner: "R 12, P 40, S 3 mm"."""
-    return ", ".join(f"{pair[0] if round(v) >= 0 else pair[1]} {abs(v):.0f}"
-                     for pair, v in zip(("RL", "AP", "SI"), point)) + " mm"

@@ -19,13 +19,13 @@ from torch import Tensor
 from ..errors import InputError, OptionError, OutOfMemoryError
 from ..geometry.body import AIR_HU
 from ..geometry.modality import guess_modality
+from ..geometry.points import point_words
 from ..geometry.resample import resample_like, resample_to_spacing
 from ..geometry.volume import Volume, check_volume
 from ..models.loading import Model
 from ..networks.head_trace import HeadTrace, find_head, trace_head
 from ..networks.looking import EncoderView, TokenStates, find_encoder
 from ..tasks import CancelToken
-from .attend_result import point_words
 from .devices import choose_device, is_out_of_memory
 from .roi import extent_sentence
 from .tiling import Index, cut_tile

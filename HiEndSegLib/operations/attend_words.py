@@ -6,7 +6,8 @@ from typing import Sequence
 
 import numpy as np
 
-from .attend_result import AttentionMap, point_words
+from ..geometry.points import point_words
+from .attend_result import AttentionMap
 
 
 def meaning(kind: str, cell: Sequence[int], spacing: Sequence[float], query: int | None = None,

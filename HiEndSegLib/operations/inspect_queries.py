@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..geometry.volume import Volume
+from ..geometry.points import point_words
 from ..models.card import ModelCard
 from ..models.loading import Model
 from ..networks.head_trace import HeadTrace
 from ..tasks import CancelToken, Progress, no_progress
-from .attend_result import QueriesResult, QueryView, point_words
+from .attend_result import QueriesResult, QueryView
 from .attend_session import AttendSession, check_point
 from .devices import cpu_threads
 from .object_queries import class_name, class_probabilities, queries_at, ranked, shares_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..geometry.points import point_words
 from . import wording
 from .attention_state import (AttentionState, ConfidenceRow, HeadRow, InspectRow, LayerRow, LegendRow, MapKindRow,
                               ModelChoice, QueryKindRow, RankRow, StructureChoice)
@@ -44,7 +45,7 @@ def show(p: AttentionPresenter) -> AttentionState:
         volume_id=p._volume_id, segmentation_id=p._segmentation_id(), model_id=None if card is None else card.key,
         models=tuple(ModelChoice(other.key, _title(other, p)) for other in p._catalogue.cards),
         point_id=stage.point.node_id, point=stage.point.position, placing=stage.point.placing,
-        point_text="" if stage.point.position is None else place_words(stage.point.position),
+        point_text="" if stage.point.position is None else point_words(stage.point.position),
         heat_id=stage.heat_id, opacity=p.opacity, threshold=p.threshold, smooth=p.smooth,
         heads_wanted=extras.heads_wanted, heads_picture=extras.heads_picture, compare_picture=extras.compare_picture,
         rank_available=not basic, rank_working=line.asks("ranks"), rank=tuple(
@@ -87,13 +88,7 @@ def map_words(p: AttentionPresenter, one: Any) -> str:
         what += ", " + (_("mean of the heads") if one.head is None else _("head {head}").format(head=one.head))
     if p.query == "structure":
         return _("{what}, of {structure}").format(what=what, structure=_structure_name(p))
-    return _("{what}, at {place}").format(what=what, place=place_words(p._stage.point.position or result.point))
-
-
-def place_words(point: Any) -> str:
-    """"R 12, P 40, S 150 mm", as the library's sentences have it (`attend_result.point_words`, which needs numpy)."""
-    return ", ".join(f"{pair[0] if round(value) >= 0 else pair[1]} {abs(value):.0f}"
-                     for pair, value in zip(("RL", "AP", "SI"), point)) + " mm"
+    return _("{what}, at {place}").format(what=what, place=point_words(p._stage.point.position or result.point))
 
 
 def _structure_name(p: AttentionPresenter) -> str:
