@@ -273,7 +273,8 @@ def test_a_model_around_an_encoder_alone_is_scored_on_others(data, model_folder,
     assert adaptation.main(call, [PAIR]) == 0, capsys.readouterr().err
     found = {r["config"]["method"]: r for r in map(read_result, (tmp_path / "out" / "runs").glob("*.json"))}
     assert set(found) == {"default", "encoder"}
-    assert set(found["encoder"]["scores"]) == {"ct-b"} and set(found["encoder"]["scores"]["ct-b"]) == {"spleen", "liver"}
+    assert set(found["encoder"]["scores"]) == {"ct-b"}
+    assert set(found["encoder"]["scores"]["ct-b"]) == {"spleen", "liver"}
     assert all(row["new"] for row in found["encoder"]["report"]["taught"])
     assert json.loads(found["encoder"]["config"]["recipe"])["steps"] == 1200
     assert adaptation.main([str(tmp_path / "out"), "--table"]) == 0
@@ -291,7 +292,7 @@ def test_two_lessons_one_after_the_other(data, model_folder, tmp_path, capsys):
         lesson("ct-c", ("liver",), ("ct-b",), "cone-beam"))
     words = [str(tmp_path / "data"), str(tmp_path), "--model", str(model_folder), "--steps", "2"]
     assert adaptation_sequence.main(words, [sequence]) == 0, capsys.readouterr().err
-    file = tmp_path / "sequences" / "fat,-then-liver_quick_seed0.json"
+    [file] = (tmp_path / "sequences").glob("fat,-then-liver_quick_seed0_*.json")
     result, written = json.loads(file.read_text()), file.stat().st_mtime_ns
     before, first, without, remembered = result["scores"].values()
     assert before["first"] == {"ct-b+fat": {}}                                              # not known yet
@@ -302,6 +303,32 @@ def test_two_lessons_one_after_the_other(data, model_folder, tmp_path, capsys):
     capsys.readouterr()
     assert adaptation_sequence.main([str(tmp_path), "--table"]) == 0
     assert "| first, fat:ct-a (as-is) | subcutaneous fat | ct-b+fat |  | " in capsys.readouterr().out
+
+
+def test_sequences_with_one_first_lesson_learn_it_once(data, model_folder, tmp_path, monkeypatch, capsys):
+    lesson, two = adaptation_sequence.Lesson, adaptation_sequence.TwoLessons
+    first = lesson("fat:ct-a", ("subcutaneous_fat",), ("ct-c",))
+    sequences = [two("a", first, lesson("ct-b", ("liver",), ("ct-c",))),
+                 two("b", first, lesson("ct-b", ("spleen",), ()))]
+    write_case(tmp_path / "data" / "ct-c", 3)
+    taught = []
+
+    def learn(model, cases, lesson, teaching, args):
+        taught.append((lesson.structures, len(teaching)))
+        return model, "the case", {}
+
+    monkeypatch.setattr(adaptation_sequence, "learn", learn)
+    monkeypatch.setattr(adaptation_sequence, "score", lambda *_, **__: {"liver": 0.5})
+    words = [str(tmp_path / "data"), str(tmp_path), "--model", str(model_folder)]
+    assert adaptation_sequence.main(words, sequences) == 0, capsys.readouterr().err
+    assert taught == [(("subcutaneous_fat",), 0), (("liver",), 0), (("liver",), 1), (("spleen",), 0), (("spleen",), 1)]
+    assert adaptation_sequence.main([*words, "--steps", "7"], sequences[:1]) == 0 and len(taught) == 8
+    assert adaptation_sequence.main(words, sequences) == 0 and len(taught) == 8             # all finished
+    assert adaptation_sequence.main([str(tmp_path), "--table"]) == 0
+    assert capsys.readouterr().out.count("| liver | ct-c | 0.500 | 0.500 |") == 2           # each of the two settings
+    (tmp_path / "sequences" / "half.json").write_text('{"sequence": {}}')
+    assert adaptation_sequence.main([str(tmp_path), "--table"]) == 1
+    assert "half.json is not the result" in capsys.readouterr().err
 
 
 def test_a_sequence_scores_nobody_who_teaches(data, model_folder, tmp_path, capsys):

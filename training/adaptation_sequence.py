@@ -12,6 +12,7 @@ skipped.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from HiEndSegLib.models.loading import Model, load_model
 from HiEndSegLib.models.registry import Registry
 from HiEndSegLib.models.teaching import TeachingCase
 from HiEndSegLib.operations.adapt import adapt
+from HiEndSegLib.operations.adapt_recipe import RECIPES
 
 from .adaptation_cases import Cases, person_of
 from .adaptation_looks import AS_IS
@@ -33,7 +35,8 @@ from .adaptation_run import check_teaching, learned_model, score, teaching_legen
 from .in_words import in_words, make_folder
 
 #: States of a sequence, in the table's order.
-BEFORE, FIRST, WITHOUT, WITH = "before", "after the first", "after the second alone", "after the second, first remembered"
+BEFORE, FIRST = "before", "after the first"
+WITHOUT, WITH = "after the second alone", "after the second, first remembered"
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,11 @@ def learn(model: Model, cases: Cases, lesson: Lesson, teaching: Sequence[Teachin
     return learned_model(model, adapted), adapted.teaching_case, report
 
 
-def run(sequence: TwoLessons, model: Model, cases: Cases, args: argparse.Namespace,
+def run(sequence: TwoLessons, model: Model, cases: Cases, args: argparse.Namespace, firsts: dict[Lesson, tuple],
         tell: Callable[[str], None] = print) -> dict:
-    """The whole sequence as plain values: state -> lesson ("first", "second") -> case -> structure -> Dice."""
+    """The whole sequence as plain values: state -> lesson ("first", "second") -> case -> structure -> Dice.
+
+    firsts: what first lessons made of the model, so that sequences which share one learn it once."""
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
 
@@ -105,7 +110,9 @@ def run(sequence: TwoLessons, model: Model, cases: Cases, args: argparse.Namespa
     result = {"sequence": asdict(sequence), "seed": args.seed, "speed": args.speed, "threads": args.threads,
               "model": f"{model.card.key} {model.card.checksum[:12]}", "scores": {}, "reports": {}}
     result["scores"][BEFORE] = scores(BEFORE, model)
-    once, remembered, result["reports"][FIRST] = learn(model, cases, sequence.first, (), args)
+    if sequence.first not in firsts:
+        firsts[sequence.first] = learn(model, cases, sequence.first, (), args)
+    once, remembered, result["reports"][FIRST] = firsts[sequence.first]
     result["scores"][FIRST] = scores(FIRST, once)
     for state, teaching in ((WITHOUT, ()), (WITH, (remembered,))):
         twice, _, result["reports"][state] = learn(once, cases, sequence.second, teaching, args)
@@ -127,6 +134,29 @@ def table(results: Sequence[dict]) -> str:
                     lines.append(f"| {result['sequence']['name']} | {name}, {lesson['taught']} ({lesson['look']}) | "
                                  f"{structure.replace('_', ' ')} | {scored} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def read_and_table(folder: Path) -> str:
+    """The finished sequences of a folder as Markdown. Raises InputError: none, or a file that is none."""
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise InputError(f"There is no finished sequence in {folder}; run it with DATA OUT first.")
+    tables = []
+    for path in paths:
+        try:
+            tables.append(table([json.loads(path.read_text(encoding="utf-8"))]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not the result of a sequence; remove it and run the protocol "
+                             "again.") from error
+    return "\n".join([*tables[0].splitlines()[:2], *(line for one in tables for line in one.splitlines()[2:])])
+
+
+def file_name(sequence: TwoLessons, model: Model, args: argparse.Namespace) -> str:
+    """Of the result: what changes it changes the name, so that other settings are another run."""
+    values = {**asdict(sequence), "model": model.card.checksum, "steps": args.steps, "device": args.device,
+              "recipe": RECIPES[args.speed].to_dict()}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{sequence.name.replace(' ', '-')}_{args.speed}_seed{args.seed}_{digest}.json"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -152,10 +182,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None, sequences: Sequence[TwoLessons] = SEQUENCES) -> int:
     args = parse(arguments)
     if args.table:
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(args.out.glob("*.json"))]
-        if not found:
-            raise InputError(f"There is no finished sequence in {args.out}; run it with DATA OUT first.")
-        print(table(found))
+        print(read_and_table(args.out))
         return 0
     unknown = set(args.names or ()) - {sequence.name for sequence in sequences}
     if unknown:
@@ -166,12 +193,13 @@ def main(arguments: Sequence[str] | None = None, sequences: Sequence[TwoLessons]
     model = load_model(Registry().get(args.model))
     cases = Cases(args.folders[0], args.folders[1] / "cases", model)
     make_folder(args.out)
+    firsts: dict[Lesson, tuple] = {}
     for sequence in sequences:
-        target = args.out / f"{sequence.name.replace(' ', '-')}_{args.speed}_seed{args.seed}.json"
+        target = args.out / file_name(sequence, model, args)
         if args.names and sequence.name not in args.names or target.is_file():
             continue
         started = time.monotonic()
-        result = run(sequence, model, cases, args, tell=lambda line: print(line, flush=True))
+        result = run(sequence, model, cases, args, firsts, tell=lambda line: print(line, flush=True))
         with atomic_target(target) as temporary:
             temporary.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
         print(f"{sequence.name}: {time.monotonic() - started:.0f} s", flush=True)
