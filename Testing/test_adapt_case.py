@@ -173,12 +173,40 @@ def test_drawn_voxels_pull_and_excluded_ones_push():
     assert (logits.grad[:, 30:] == 0).all()
 
 
-def test_a_class_nobody_drew_in_this_case_may_take_what_the_parent_calls_otherwise():
+@pytest.mark.parametrize("hold", [0.0, 1.0])
+def test_a_class_nobody_drew_in_this_case_may_take_what_the_parent_calls_otherwise(hold):
     drawn, parent = torch.zeros(20, dtype=torch.uint8), softmaxed([[4.0] * 20, [0.0] * 20])
     taken = softmaxed([[0.0] * 20, [0.0] * 20, [4.0] * 20])             # the new class takes the background
-    allowed = teaching_loss(taken, drawn, parent, [1], silent=[2], hold=0)
-    refused = teaching_loss(taken, drawn, parent, [1, 2], hold=0)
+    allowed = teaching_loss(taken, drawn, parent, [1], silent=[2], hold=hold)
+    refused = teaching_loss(taken, drawn, parent, [1, 2], hold=hold)
     assert allowed < 0.2 and refused > 1
+
+
+def test_what_a_class_nobody_drew_takes_is_held_against_no_other_class():
+    """A quarter of the background becomes the new class 4, or the known class 3 that is taught elsewhere; the organs 1
+    and 2 stay. That costs nothing, and one of the organs lost to it costs no more than to anything else."""
+    parent = torch.eye(4)[:, torch.tensor([0] * 20 + [1] * 10 + [2] * 10 + [3] * 10)]
+    drawn = torch.zeros(50, dtype=torch.uint8)
+
+    def loss(changes, silent):
+        found = parent.argmax(0).clone()
+        for place, number in changes:
+            found[place] = number
+        return float(teaching_loss(torch.eye(5)[:, found], drawn, parent, [], silent=silent))
+
+    for taker in (3, 4):
+        assert abs(loss([(slice(0, 5), taker)], [taker])) < 1e-3 < loss([(slice(0, 5), taker)], [])
+        assert abs(loss([(slice(20, 25), taker)], [3, 4])) < 1e-3       # nobody said that it is not there
+    assert loss([(slice(40, 45), 0)], [3, 4]) > 0.5                     # what the parent found of it stays
+
+
+def test_uncertainty_of_the_parent_draws_no_class_that_nobody_drew():
+    parent = torch.full((2, 30), 0.5)
+    drawn = torch.zeros(30, dtype=torch.uint8)
+    kept = torch.cat([parent, torch.zeros(1, 30)])
+    taken = torch.tensor([[0.0], [0.0], [1.0]]).expand(3, 30)
+    of = [float(teaching_loss(scores, drawn, parent, [], silent=[2])) for scores in (kept, taken)]
+    assert of[0] == pytest.approx(of[1], abs=1e-4)
 
 
 def test_structures_vary_in_brightness_and_the_background_does_not():

@@ -154,7 +154,8 @@ def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence
     scores: (K, V), sum 1, of the network that learns. drawn: (V,) class of a drawn taught structure, 0 where none of
     `asked` is, `open_value` where anything may be. parent: (K', V) the parent's scores, K' <= K (new classes last).
     asked: taught classes that the case speaks of. silent: classes taught now that nobody drew in this case; they may
-    take a voxel from any class the parent names. hold: weight of the overlap term of what is held.
+    take a voxel from any class the parent names, and what they take counts as the parent's own shares of it. hold:
+    weight of the overlap term of what is held.
 
     Drawn voxels: cross-entropy (a mean over structures beside it was tried once and lost 7 points of Dice). Others: the
     parent's scores of the classes not asked for are the targets, and the share that the parent gave to asked ones may
@@ -170,11 +171,15 @@ def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence
     held = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     held[list(asked)] = False
     kept = held[:len(parent)]
-    free = scores[list(silent)].sum(0) if len(silent) else 0.0
-    allowed = held.clone()
-    allowed[list(silent)] = False
-    mass = torch.where(allowed[:, None], scores + free, scores)[:len(parent)][kept].clamp_min(1e-6)
-    target = parent[kept]
+    target, mass = parent[kept], scores[:len(parent)][kept]
+    if len(silent):
+        mine = scores[list(silent)]
+        theirs = torch.stack([parent[n] if n < len(parent) else torch.zeros_like(parent[0]) for n in silent])
+        taken = (mine - theirs).clamp_min(0)
+        mass = scores.index_copy(0, torch.tensor(list(silent), device=scores.device), mine - taken)[:len(parent)][kept]
+        # Shared out: added to every class whole, each would be blamed for what was taken from another one.
+        mass = mass + taken.sum(0) * target / target.sum(0).clamp_min(1e-6)
+    mass = mass.clamp_min(1e-6)
     entropy = (target * target.clamp_min(1e-6).log()).sum(0)
     rest = (1 - target.sum(0)).clamp_min(0)
     away = -(target * mass.log()).sum(0) + entropy - rest * scores[held].sum(0).clamp_min(1e-6).log()
