@@ -268,7 +268,7 @@ def test_quick_mode_runs_within_its_time_and_its_own_report_is_kept(data, model_
 
 def test_a_model_around_an_encoder_alone_is_scored_on_others(data, model_folder, tmp_path, capsys):
     """It starts from nothing, so it knows the taught structures and no other, and it takes its own time."""
-    encoder = write_encoder(tmp_path / "encoder")
+    encoder = write_encoder(tmp_path / "encoder", spacing=3.0, crop=48)
     call = arguments(data, tmp_path / "out", model_folder, "--methods", "encoder", "--encoder", str(encoder))
     assert adaptation.main(call, [PAIR]) == 0, capsys.readouterr().err
     found = {r["config"]["method"]: r for r in map(read_result, (tmp_path / "out" / "runs").glob("*.json"))}
