@@ -26,11 +26,11 @@ from HiEndSegLib.geometry.files import atomic_target
 from HiEndSegLib.models.encoders import read_encoder
 from HiEndSegLib.models.loading import Model, load_model
 from HiEndSegLib.models.registry import Registry, shipped_folder
-from HiEndSegLib.operations.adapt_recipe import RECIPES, recipe_for
+from HiEndSegLib.operations.adapt_recipe import recipe_for
 
 from .adaptation_cases import EXPERT_ORGANS, NEW, Cases
 from .adaptation_looks import AS_IS, LOOKS
-from .adaptation_run import METHODS, Pair, RunConfig, mean, run, score, ticked
+from .adaptation_run import METHODS, SPEED, Pair, RunConfig, mean, run, score, ticked
 from .adaptation_table import looks_table, read_result, read_results, table
 from .in_words import in_words, make_folder
 
@@ -86,10 +86,7 @@ def plan(args: argparse.Namespace, pairs: Sequence[Pair], model: Model, encoder_
     def config(pair: Pair, method: str, seed: int) -> RunConfig:
         if method == "default":
             return RunConfig(pair, method, about, 0, args.device, args.threads)
-        recipe = ""
-        if method in (*RECIPES, "encoder"):
-            fresh = method == "encoder"
-            recipe = json.dumps(recipe_for("quick" if fresh else method, fresh).to_dict())
+        recipe = json.dumps(recipe_for(SPEED[method], method == "encoder").to_dict()) if method in SPEED else ""
         return RunConfig(pair, method, about, seed, args.device, args.threads, args.seconds, args.steps, args.crop,
                          encoder_sum if method in FROM_ENCODER else "", recipe)
 
@@ -179,10 +176,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["quick"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="of every way (default: its own)")
-    parser.add_argument("--seconds", type=float, help="of every way (default: quick and encoder their own, the others quick's)")
+    parser.add_argument("--seconds", type=float,
+                        help="of every way (default: quick and encoder their own, the others quick's)")
     parser.add_argument("--crop", type=int, default=72, help="voxels, of scratch and UNETR")
     parser.add_argument("--model", help="id or folder (default: the default model)")
-    parser.add_argument("--encoder", type=Path, help="encoder folder of unetr and encoder (default: the one that ships)")
+    parser.add_argument("--encoder", type=Path,
+                        help="encoder folder of unetr and encoder (default: the one that ships)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)

@@ -7,7 +7,7 @@ default     the model as it is; nothing is learned
 quick, full `HiEndSegLib.operations.adapt` at that speed
 scratch     the default's own network with random weights, trained whole (see `adaptation_baselines`)
 unetr       UNETR on a pretrained encoder, trained whole as published
-encoder     `adapt` around a pretrained encoder and nothing else, quick; all its own steps, as it has everything to learn
+encoder     `adapt` around a pretrained encoder and nothing else, quick; all its steps, as it has everything to learn
 
 Scores are Dice of the label map that `HiEndSegLib.operations.segment` gives on the case's own lattice.
 """
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from HiEndSegLib.operations.adapt import Adapted
 
 METHODS = ("default", "quick", "full", "scratch", "unetr", "encoder")
+#: Speed of the ways that adapt.
+SPEED = {"quick": "quick", "full": "full", "encoder": "quick"}
 #: Below this Dice of the default on the taught case a structure is ticked.
 TICK_BELOW = 0.80
 _VERSION = 1
@@ -98,8 +100,8 @@ class RunConfig:
         del values["pair"]["remark"]
         if self.method == "default":                    # the same whatever the others were given
             values.update(seed=0, seconds=None, steps=None, crop=0, encoder="")
-        elif self.method in ("quick", "full", "encoder"):
-            values.update(crop=0, encoder=self.encoder if self.method == "encoder" else "")
+        elif self.method in SPEED:
+            values.update(crop=0)
         text = json.dumps({**values, "version": _VERSION}, sort_keys=True)
         return f"{self.pair.name}_{self.method}_seed{self.seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
 
@@ -150,14 +152,8 @@ def run(config: RunConfig, model: Model, cases: Cases, structures: Sequence[str]
     else:
         case = cases.get(pair.taught, pair.look)
         check_teaching(case, structures)
-        if config.method in ("quick", "full"):
-            learned, report, curve = _adapted(config, model, case, structures)
-        elif config.method == "encoder":
-            if encoder is None:
-                raise OptionError("A model is made around an encoder here; name its folder with --encoder.")
-            from HiEndSegLib.operations.adapt_encoder import model_from_encoder
-
-            parent = model_from_encoder(encoder, teaching_legend(case, structures), seed=config.seed)
+        if config.method in SPEED:
+            parent = model if config.method != "encoder" else _around(encoder, config, case, structures)
             learned, report, curve = _adapted(config, parent, case, structures)
         else:
             from . import adaptation_baselines as baselines
@@ -190,6 +186,14 @@ def check_teaching(case: LabelledCase, structures: Sequence[str]) -> None:
         raise InputError(f"{case.name} has no labelled voxel of {', '.join(missing)}; leave them out.")
 
 
+def _around(encoder: Path | None, config: RunConfig, case: LabelledCase, structures: Sequence[str]) -> Model:
+    if encoder is None:
+        raise OptionError("A model is made around an encoder here; name its folder with --encoder.")
+    from HiEndSegLib.operations.adapt_encoder import model_from_encoder
+
+    return model_from_encoder(encoder, teaching_legend(case, structures), seed=config.seed)
+
+
 def _adapted(config: RunConfig, model: Model, case: LabelledCase, structures: Sequence[str]
              ) -> tuple[Model, dict, list[dict]]:
     from HiEndSegLib.operations.adapt import adapt
@@ -201,7 +205,7 @@ def _adapted(config: RunConfig, model: Model, case: LabelledCase, structures: Se
                          daemon=True).start()
     try:
         adapted = adapt(model, case.volume, case.labels, teaching_legend(case, structures), structures=list(structures),
-                        device=config.device, speed="full" if config.method == "full" else "quick", steps=config.steps, seed=config.seed,
+                        device=config.device, speed=SPEED[config.method], steps=config.steps, seed=config.seed,
                         threads=config.threads, sides="keep", cancel=cancel,
                         record=lambda entry: curve.append(entry) if entry.get("kind") == "score" else None)
     finally:

@@ -37,6 +37,7 @@ from .in_words import in_words, make_folder
 #: States of a sequence, in the table's order.
 BEFORE, FIRST = "before", "after the first"
 WITHOUT, WITH = "after the second alone", "after the second, first remembered"
+STATES = (BEFORE, FIRST, WITHOUT, WITH)
 
 
 @dataclass(frozen=True)
@@ -120,35 +121,33 @@ def run(sequence: TwoLessons, model: Model, cases: Cases, args: argparse.Namespa
     return result
 
 
-def table(results: Sequence[dict]) -> str:
-    """Markdown: a row per structure and scored person, a column per state."""
-    states = (BEFORE, FIRST, WITHOUT, WITH)
-    lines = [f"| sequence | lesson | structure | scored on | {' | '.join(states)} |", "|---|---|---|---|" + "---|" * 4]
-    for result in results:
-        for name in ("first", "second"):
-            lesson = result["sequence"][name]
-            for structure in lesson["structures"]:
-                for scored in lesson["scored"]:
-                    values = [result["scores"][state][name][scored].get(structure) for state in states]
-                    cells = ["" if value is None else f"{value:.3f}" for value in values]
-                    lines.append(f"| {result['sequence']['name']} | {name}, {lesson['taught']} ({lesson['look']}) | "
-                                 f"{structure.replace('_', ' ')} | {scored} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def rows(result: dict) -> list[str]:
+    """Of the Markdown table: a row per structure and scored person, a column per state."""
+    lines = []
+    for name in ("first", "second"):
+        lesson = result["sequence"][name]
+        for structure in lesson["structures"]:
+            for scored in lesson["scored"]:
+                values = [result["scores"][state][name][scored].get(structure) for state in STATES]
+                cells = ["" if value is None else f"{value:.3f}" for value in values]
+                lines.append(f"| {result['sequence']['name']} | {name}, {lesson['taught']} ({lesson['look']}) | "
+                             f"{structure.replace('_', ' ')} | {scored} | {' | '.join(cells)} |")
+    return lines
 
 
-def read_and_table(folder: Path) -> str:
+def table(folder: Path) -> str:
     """The finished sequences of a folder as Markdown. Raises InputError: none, or a file that is none."""
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise InputError(f"There is no finished sequence in {folder}; run it with DATA OUT first.")
-    tables = []
+    lines = [f"| sequence | lesson | structure | scored on | {' | '.join(STATES)} |", "|---|---|---|---|" + "---|" * 4]
     for path in paths:
         try:
-            tables.append(table([json.loads(path.read_text(encoding="utf-8"))]))
+            lines += rows(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not the result of a sequence; remove it and run the protocol "
                              "again.") from error
-    return "\n".join([*tables[0].splitlines()[:2], *(line for one in tables for line in one.splitlines()[2:])])
+    return "\n".join(lines)
 
 
 def file_name(sequence: TwoLessons, model: Model, args: argparse.Namespace) -> str:
@@ -182,7 +181,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None, sequences: Sequence[TwoLessons] = SEQUENCES) -> int:
     args = parse(arguments)
     if args.table:
-        print(read_and_table(args.out))
+        print(table(args.out))
         return 0
     unknown = set(args.names or ()) - {sequence.name for sequence in sequences}
     if unknown:

@@ -197,8 +197,8 @@ def _plan(library: Library, volume: Volume, card: ModelCard, kind: str, speed: s
 def _recipe(library: Library, volume: Volume, card: ModelCard, device: str, speed: str, steps: int | None,
             teaching: int, memory_limit: int | None, progress: Progress) -> Any:
     """How to learn within the memory that is free; None for the usual way. Raises OutOfMemoryError with the numbers."""
-    from ..operations.adapt_recipe import recipe_for
     from ..operations.adapt_plan import SPEEDS, default_speed, too_large
+    from ..operations.adapt_recipe import recipe_for
     from ..operations.devices import choose_device
 
     kind = choose_device(device).kind

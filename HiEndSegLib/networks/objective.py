@@ -173,12 +173,11 @@ def teaching_loss(scores: Tensor, drawn: Tensor, parent: Tensor, asked: Sequence
     kept = held[:len(parent)]
     target, mass = parent[kept], scores[:len(parent)][kept]
     if len(silent):
-        mine = scores[list(silent)]
-        theirs = torch.stack([parent[n] if n < len(parent) else torch.zeros_like(parent[0]) for n in silent])
-        taken = (mine - theirs).clamp_min(0)
-        mass = scores.index_copy(0, torch.tensor(list(silent), device=scores.device), mine - taken)[:len(parent)][kept]
+        more = (scores - F.pad(parent, (0, 0, 0, len(scores) - len(parent)))).clamp_min(0)
+        taken = torch.zeros_like(more)
+        taken[list(silent)] = more[list(silent)]
         # Shared out: added to every class whole, each would be blamed for what was taken from another one.
-        mass = mass + taken.sum(0) * target / target.sum(0).clamp_min(1e-6)
+        mass = mass - taken[:len(parent)][kept] + taken.sum(0) * target / target.sum(0).clamp_min(1e-6)
     mass = mass.clamp_min(1e-6)
     entropy = (target * target.clamp_min(1e-6).log()).sum(0)
     rest = (1 - target.sum(0)).clamp_min(0)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..geometry.volume import Volume
 from ..geometry.points import point_words
+from ..geometry.volume import Volume
 from ..models.card import ModelCard
 from ..models.loading import Model
 from ..networks.head_trace import HeadTrace
